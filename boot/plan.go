@@ -1,0 +1,91 @@
+package boot
+
+import (
+	"io"
+
+	"github.com/gvmm/gvmm/vmm/memory"
+)
+
+// Arch is a guest architecture, named as Go names it.
+type Arch string
+
+// The guest architectures.
+const (
+	AMD64 Arch = "amd64"
+	ARM64 Arch = "arm64"
+)
+
+// Kind says how a region of the plan comes into guest memory in a confidential
+// launch. A plain launch writes every region that has bytes.
+type Kind string
+
+// The kinds of region.
+const (
+	Normal Kind = "normal" // bytes that are measured
+)
+
+// Region is one piece of guest memory that is not zero at the start.
+type Region struct {
+	memory.Range        // Size may exceed the bytes of Data: the rest is zero
+	Name         string // what it is, for people: "kernel segment 0", "zero page"
+	Kind         Kind
+	Data         Blob
+}
+
+// Blob is the contents of a region: bytes the plan made, or a section of a file
+// that is read when the region is loaded or hashed, so that a big image is
+// never held twice.
+type Blob interface {
+	io.ReaderAt
+	Size() int64 // bytes
+}
+
+// Plan is everything a guest starts with: a value that can be printed, loaded,
+// launched and measured, and from which alone those four follow.
+type Plan struct {
+	Arch     Arch
+	Format   Format   // what the image is
+	Protocol Protocol // how it is entered
+	Machine  Machine  // platform layout
+	Unikraft bool     // the image is a Unikraft unikernel: see [Image]
+
+	RAM     []memory.Range // guest RAM, ascending
+	Regions []Region       // ascending, not overlapping, inside RAM
+	Cmdline string         // as the guest will read it
+	X86     *X86State      // first registers of vCPU 0, on AMD64
+
+	Entry memory.GPA // where vCPU 0 starts
+}
+
+// X86State is the state that a boot protocol sets on the first vCPU. What it
+// does not name is as KVM makes a new vCPU.
+type X86State struct {
+	RAX, RBX, RCX, RDX, RSI, RDI, RSP, RBP uint64
+	RIP, RFLAGS                            uint64
+
+	CR0, CR3, CR4, EFER    uint64
+	CS, DS, ES, FS, GS, SS X86Segment
+	TR                     X86Segment
+	GDT, IDT               X86Table
+}
+
+// X86Segment is a segment register with its hidden part (Intel SDM vol. 3, 3.4.5).
+type X86Segment struct {
+	Selector uint16
+	Base     uint64
+	Limit    uint32
+	Type     uint8 // descriptor type field, 4 bits
+	S        bool  // code or data, not system
+	DPL      uint8
+	Present  bool
+	AVL      bool
+	L        bool // 64-bit code
+	DB       bool // 32-bit default size
+	G        bool // limit counts 4 KiB pages
+}
+
+// X86Table is a descriptor table register.
+type X86Table struct {
+	Base  uint64
+	Limit uint16
+}
