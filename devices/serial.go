@@ -1,0 +1,241 @@
+package devices
+
+import (
+	"io"
+	"sync"
+)
+
+// SerialPorts is how many ports or bytes of MMIO a [Serial] takes.
+const SerialPorts = 8
+
+// Registers of a 16550A by offset (NS16550A data sheet, table I), and their bits.
+const (
+	uartData = iota // receive buffer, transmit holding, divisor low
+	uartIER         // interrupt enable, divisor high
+	uartIIR         // interrupt identification; write: FIFO control
+	uartLCR
+	uartMCR
+	uartLSR
+	uartMSR
+	uartScratch
+
+	ierRX, ierTHRE, ierLine, ierModem = 1, 2, 4, 8
+
+	iirNone, iirTHRE, iirRX, iirTimeout = 1, 2, 4, 12
+	iirFIFO                             = 0xc0
+
+	fcrEnable, fcrClearRX = 1, 2
+
+	lcrDLAB = 0x80
+	mcrLoop = 0x10
+	mcrOut2 = 0x08
+
+	lsrData, lsrOverrun, lsrTHRE, lsrIdle = 1, 2, 0x20, 0x40
+
+	msrReady = 0xb0 // carrier, data set ready, clear to send
+
+	rxLimit = 4096 // bytes of input that wait for the guest; then the source waits
+)
+
+// Serial is a 16550A UART. What the guest sends goes to an [io.Writer] at once,
+// byte for byte; input waits in a queue and flows in no faster than the guest
+// takes it.
+type Serial struct {
+	out  io.Writer
+	line Line
+
+	mu                 sync.Mutex
+	ier, lcr, mcr, scr uint8
+	dll, dlm           uint8
+	fifo               bool
+	overrun            bool
+	thre               bool // a "transmitter empty" interrupt is due
+	rx                 []byte
+	room               sync.Cond // signalled when rx shrinks or the port closes
+	closed             bool
+	one                [1]byte
+}
+
+// NewSerial returns a port that writes to out and interrupts by line.
+func NewSerial(out io.Writer, line Line) *Serial {
+	s := &Serial{out: out, line: line, dll: 1}
+	s.room.L = &s.mu
+	return s
+}
+
+// Read implements [Handler].
+func (s *Serial) Read(offset uint64, data []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(data)
+	data[0] = s.read(offset)
+	s.update()
+}
+
+// Write implements [Handler]. Only the lowest byte counts.
+func (s *Serial) Write(offset uint64, data []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.write(offset, data[0])
+	s.update()
+}
+
+// WriteString sends a run of bytes to the data register, as a string output
+// instruction (rep outsb) does, with one write to the host.
+func (s *Serial) WriteString(p []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lcr&lcrDLAB != 0 || s.mcr&mcrLoop != 0 {
+		for _, b := range p {
+			s.write(uartData, b)
+		}
+	} else {
+		s.send(p)
+	}
+	s.update()
+}
+
+func (s *Serial) read(offset uint64) uint8 {
+	switch offset {
+	case uartData:
+		if s.lcr&lcrDLAB != 0 {
+			return s.dll
+		}
+		if len(s.rx) == 0 {
+			return 0
+		}
+		b := s.rx[0]
+		s.rx = s.rx[1:]
+		s.room.Signal()
+		return b
+	case uartIER:
+		if s.lcr&lcrDLAB != 0 {
+			return s.dlm
+		}
+		return s.ier
+	case uartIIR:
+		id := s.pending()
+		if id == iirTHRE {
+			s.thre = false // reading it is the acknowledgement
+		}
+		if s.fifo {
+			id |= iirFIFO
+		}
+		return id
+	case uartLCR:
+		return s.lcr
+	case uartMCR:
+		return s.mcr
+	case uartLSR:
+		v := uint8(lsrTHRE | lsrIdle)
+		if len(s.rx) > 0 {
+			v |= lsrData
+		}
+		if s.overrun {
+			v |= lsrOverrun
+			s.overrun = false
+		}
+		return v
+	case uartMSR:
+		if s.mcr&mcrLoop != 0 { // outputs are wired to inputs
+			return (s.mcr&1)<<5 | (s.mcr&2)<<3 | (s.mcr&4)<<4 | (s.mcr&8)<<4
+		}
+		return msrReady
+	default:
+		return s.scr
+	}
+}
+
+func (s *Serial) write(offset uint64, b uint8) {
+	switch offset {
+	case uartData:
+		switch {
+		case s.lcr&lcrDLAB != 0:
+			s.dll = b
+		case s.mcr&mcrLoop != 0:
+			if len(s.rx) >= rxLimit {
+				s.overrun = true
+				return
+			}
+			s.rx = append(s.rx, b)
+		default:
+			s.one[0] = b
+			s.send(s.one[:])
+		}
+	case uartIER:
+		if s.lcr&lcrDLAB != 0 {
+			s.dlm = b
+			return
+		}
+		if b&ierTHRE != 0 && s.ier&ierTHRE == 0 {
+			s.thre = true // the holding register is empty whenever one asks
+		}
+		s.ier = b & 0x0f
+	case uartIIR:
+		s.fifo = b&fcrEnable != 0
+		if b&fcrClearRX != 0 {
+			s.rx = nil
+			s.room.Signal()
+		}
+	case uartLCR:
+		s.lcr = b
+	case uartMCR:
+		s.mcr = b & 0x1f
+	case uartScratch:
+		s.scr = b
+	}
+}
+
+// send hands bytes to the host. A console that is gone must not stop the guest.
+func (s *Serial) send(p []byte) {
+	_, _ = s.out.Write(p)
+	s.thre = true
+}
+
+// pending names the most urgent enabled interrupt.
+func (s *Serial) pending() uint8 {
+	switch {
+	case s.ier&ierRX != 0 && len(s.rx) > 0:
+		return iirRX
+	case s.ier&ierTHRE != 0 && s.thre:
+		return iirTHRE
+	default:
+		return iirNone
+	}
+}
+
+// update raises the edge-triggered interrupt while something is pending: an
+// edge that the guest already saw is harmless, a missed one is not.
+func (s *Serial) update() {
+	if s.mcr&mcrLoop == 0 && s.pending() != iirNone {
+		s.line.Raise()
+	}
+}
+
+// Input queues bytes typed by the user. It blocks while the queue is full and
+// reports false when the port was closed.
+func (s *Serial) Input(p []byte) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(p) > 0 {
+		for len(s.rx) >= rxLimit && !s.closed {
+			s.room.Wait()
+		}
+		if s.closed {
+			return false
+		}
+		n := min(len(p), rxLimit-len(s.rx))
+		s.rx = append(s.rx, p[:n]...)
+		p = p[n:]
+		s.update()
+	}
+	return true
+}
+
+// Close lets a blocked Input return.
+func (s *Serial) Close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	s.room.Broadcast()
+}

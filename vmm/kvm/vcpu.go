@@ -1,0 +1,129 @@
+package kvm
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	gokvm "github.com/bobuhiro11/gokvm/kvm"
+)
+
+// VCPU is one virtual CPU. All its methods but [VCPU.Kick] belong to the thread
+// that runs it.
+type VCPU struct {
+	ID     int
+	fd     int
+	shared []byte // struct kvm_run, shared with the kernel
+	tid    atomic.Int32
+}
+
+// CreateVCPU creates the vCPU with the given id, on x86 its APIC id (KVM_CREATE_VCPU).
+func (v *VM) CreateVCPU(id int) (*VCPU, error) {
+	fd, err := gokvm.CreateVCPU(uintptr(v.fd), id)
+	if err != nil {
+		return nil, fmt.Errorf("KVM_CREATE_VCPU %d: %w", id, err)
+	}
+	run, err := unix.Mmap(int(fd), 0, v.runSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		_ = unix.Close(int(fd))
+		return nil, fmt.Errorf("vCPU %d: map kvm_run: %w", id, err)
+	}
+	return &VCPU{ID: id, fd: int(fd), shared: run}, nil
+}
+
+// Close releases the vCPU. It must not be running.
+func (c *VCPU) Close() error {
+	if err := unix.Munmap(c.shared); err != nil {
+		return err
+	}
+	return unix.Close(c.fd)
+}
+
+// Exit reasons (KVM_EXIT_*).
+const (
+	ExitUnknown       = 0
+	ExitIO            = 2
+	ExitDebug         = 4
+	ExitHLT           = 5
+	ExitMMIO          = 6
+	ExitShutdown      = 8
+	ExitFailEntry     = 9
+	ExitIntr          = 10
+	ExitInternalError = 17
+	ExitSystemEvent   = 24
+)
+
+// Offsets in struct kvm_run.
+const (
+	offImmediateExit = 1
+	offExitReason    = 8
+	offUnion         = 32
+)
+
+// Bind names the calling thread as the one that runs the vCPU, so that Kick can
+// reach it. The caller has locked the goroutine to its thread.
+func (c *VCPU) Bind() { c.tid.Store(int32(unix.Gettid())) }
+
+// Run enters the guest until the next exit. ok is false when a kick or a signal
+// ended the run instead; ExitReason then means nothing.
+func (c *VCPU) Run() (ok bool, err error) {
+	switch err := c.run(); err {
+	case nil:
+		return true, nil
+	case unix.EINTR, unix.EAGAIN:
+		return false, nil
+	default:
+		return false, fmt.Errorf("KVM_RUN: %w", err)
+	}
+}
+
+// Kick makes a running or about to run vCPU return from Run. It may be called
+// from any thread. The signal is the one Go's runtime uses for preemption, which
+// it handles at any time and for no other effect here.
+func (c *VCPU) Kick() {
+	c.shared[offImmediateExit] = 1
+	if tid := c.tid.Load(); tid != 0 {
+		_ = unix.Tgkill(unix.Getpid(), int(tid), unix.SIGURG)
+	}
+}
+
+// Unkick lets Run enter the guest again after a Kick.
+func (c *VCPU) Unkick() { c.shared[offImmediateExit] = 0 }
+
+// ExitReason returns why Run returned.
+func (c *VCPU) ExitReason() uint32 { return binary.LittleEndian.Uint32(c.shared[offExitReason:]) }
+
+// MMIO returns a KVM_EXIT_MMIO. data aliases kvm_run: a read is answered by
+// filling it.
+func (c *VCPU) MMIO() (addr uint64, data []byte, write bool) {
+	u := c.shared[offUnion:]
+	n := min(binary.LittleEndian.Uint32(u[16:]), 8)
+	return binary.LittleEndian.Uint64(u), u[8 : 8+n : 8+n], u[20] != 0
+}
+
+// SystemEvent returns the type and first data word of a KVM_EXIT_SYSTEM_EVENT.
+func (c *VCPU) SystemEvent() (kind uint32, data uint64) {
+	u := c.shared[offUnion:]
+	kind = binary.LittleEndian.Uint32(u)
+	if binary.LittleEndian.Uint32(u[4:]) > 0 {
+		data = binary.LittleEndian.Uint64(u[8:])
+	}
+	return kind, data
+}
+
+// InternalError returns the sub-error of a KVM_EXIT_INTERNAL_ERROR and its data
+// words (at most 16).
+func (c *VCPU) InternalError() (suberror uint32, data []uint64) {
+	u := c.shared[offUnion:]
+	n := min(binary.LittleEndian.Uint32(u[4:]), 16)
+	for i := range n {
+		data = append(data, binary.LittleEndian.Uint64(u[8+8*i:]))
+	}
+	return binary.LittleEndian.Uint32(u), data
+}
+
+// FailEntry returns the hardware's reason of a KVM_EXIT_FAIL_ENTRY, or of a
+// KVM_EXIT_UNKNOWN.
+func (c *VCPU) FailEntry() uint64 { return binary.LittleEndian.Uint64(c.shared[offUnion:]) }

@@ -1,0 +1,140 @@
+package kvm
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	gokvm "github.com/bobuhiro11/gokvm/kvm"
+)
+
+// The register structures are gokvm's, laid out as the kernel's.
+type (
+	Regs       = gokvm.Regs
+	Sregs      = gokvm.Sregs
+	Segment    = gokvm.Segment
+	Descriptor = gokvm.Descriptor
+	VCPUEvents = gokvm.VCPUEvents
+)
+
+// IO returns a KVM_EXIT_IO: count accesses of size bytes at port, back to back
+// in data, which aliases kvm_run. data is nil when the kernel's numbers do not
+// fit the area, which no kernel does.
+func (c *VCPU) IO() (port uint16, size int, data []byte, write bool) {
+	u := c.shared[offUnion:]
+	size = int(u[1])
+	count := uint64(binary.LittleEndian.Uint32(u[4:]))
+	off := binary.LittleEndian.Uint64(u[8:])
+	end := off + count*uint64(size)
+	if size == 0 || end > uint64(len(c.shared)) || off > end {
+		return 0, 0, nil, false
+	}
+	return binary.LittleEndian.Uint16(u[2:]), size, c.shared[off:end:end], u[0] == 1
+}
+
+// Regs reads the general registers (KVM_GET_REGS).
+func (c *VCPU) Regs() (*Regs, error) {
+	r, err := gokvm.GetRegs(uintptr(c.fd))
+	if err != nil {
+		return nil, fmt.Errorf("KVM_GET_REGS: %w", err)
+	}
+	return r, nil
+}
+
+// SetRegs writes the general registers (KVM_SET_REGS).
+func (c *VCPU) SetRegs(r *Regs) error {
+	if err := gokvm.SetRegs(uintptr(c.fd), r); err != nil {
+		return fmt.Errorf("KVM_SET_REGS: %w", err)
+	}
+	return nil
+}
+
+// Sregs reads the segment and control registers (KVM_GET_SREGS).
+func (c *VCPU) Sregs() (*Sregs, error) {
+	s, err := gokvm.GetSregs(uintptr(c.fd))
+	if err != nil {
+		return nil, fmt.Errorf("KVM_GET_SREGS: %w", err)
+	}
+	return s, nil
+}
+
+// SetSregs writes the segment and control registers (KVM_SET_SREGS).
+func (c *VCPU) SetSregs(s *Sregs) error {
+	if err := gokvm.SetSregs(uintptr(c.fd), s); err != nil {
+		return fmt.Errorf("KVM_SET_SREGS: %w", err)
+	}
+	return nil
+}
+
+// XCR0 reads the extended control register 0 (KVM_GET_XCRS). A host without
+// XSAVE has none: it reads as 3, x87 and SSE.
+func (c *VCPU) XCR0() (uint64, error) {
+	var x gokvm.XCRS
+	if err := gokvm.GetXCRS(uintptr(c.fd), &x); err != nil {
+		return 0, fmt.Errorf("KVM_GET_XCRS: %w", err)
+	}
+	for i := range min(int(x.NrXRCS), len(x.Registers)) {
+		if x.Registers[i].XRC == 0 {
+			return x.Registers[i].Value, nil
+		}
+	}
+	return 3, nil
+}
+
+// Events reads pending exceptions and interrupts (KVM_GET_VCPU_EVENTS).
+func (c *VCPU) Events() (*VCPUEvents, error) {
+	var e VCPUEvents
+	if err := gokvm.GetVCPUEvents(uintptr(c.fd), &e); err != nil {
+		return nil, fmt.Errorf("KVM_GET_VCPU_EVENTS: %w", err)
+	}
+	return &e, nil
+}
+
+// SetEvents writes pending exceptions and interrupts (KVM_SET_VCPU_EVENTS).
+func (c *VCPU) SetEvents(e *VCPUEvents) error {
+	if err := gokvm.SetVCPUEvents(uintptr(c.fd), e); err != nil {
+		return fmt.Errorf("KVM_SET_VCPU_EVENTS: %w", err)
+	}
+	return nil
+}
+
+// LAPIC is the register page of a local APIC, 1 KiB.
+type LAPIC = gokvm.LAPICState
+
+// LAPIC reads the local APIC (KVM_GET_LAPIC).
+func (c *VCPU) LAPIC() (*LAPIC, error) {
+	var l LAPIC
+	if err := gokvm.GetLocalAPIC(uintptr(c.fd), &l); err != nil {
+		return nil, fmt.Errorf("KVM_GET_LAPIC: %w", err)
+	}
+	return &l, nil
+}
+
+// SetLAPIC writes the local APIC (KVM_SET_LAPIC).
+func (c *VCPU) SetLAPIC(l *LAPIC) error {
+	if err := gokvm.SetLocalAPIC(uintptr(c.fd), l); err != nil {
+		return fmt.Errorf("KVM_SET_LAPIC: %w", err)
+	}
+	return nil
+}
+
+// TSCKHz returns the frequency of the vCPU's time stamp counter in kHz
+// (KVM_GET_TSC_KHZ), 0 when KVM does not know it.
+func (c *VCPU) TSCKHz() uint32 {
+	khz, err := gokvm.Ioctl(uintptr(c.fd), gokvm.IIO(nrGetTSCKHz), 0)
+	if err != nil {
+		return 0
+	}
+	return uint32(khz)
+}
+
+// Translate walks the guest's page tables for a linear address (KVM_TRANSLATE).
+// ok is false when it is not mapped.
+func (c *VCPU) Translate(linear uint64) (gpa uint64, ok bool) {
+	t := gokvm.Translation{LinearAddress: linear}
+	if err := gokvm.Translate(uintptr(c.fd), &t); err != nil || t.Valid == 0 {
+		return 0, false
+	}
+	return t.PhysicalAddress, true
+}
+
+const nrGetTSCKHz = 0xa3
