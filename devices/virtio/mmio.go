@@ -1,0 +1,234 @@
+package virtio
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"github.com/gvmm/gvmm/devices"
+)
+
+// Registers of virtio over MMIO, version 2 (virtio 1.3 4.2.2).
+const (
+	mmioMagic           = 0x000
+	mmioVersion         = 0x004
+	mmioDeviceID        = 0x008
+	mmioVendorID        = 0x00c
+	mmioFeatures        = 0x010
+	mmioFeaturesSel     = 0x014
+	mmioDriverFeats     = 0x020
+	mmioDriverSel       = 0x024
+	mmioQueueSel        = 0x030
+	mmioQueueSizeMax    = 0x034
+	mmioQueueSize       = 0x038
+	mmioQueueReady      = 0x044
+	mmioQueueNotify     = 0x050
+	mmioInterruptStatus = 0x060
+	mmioInterruptACK    = 0x064
+	mmioStatus          = 0x070
+	mmioDescLow         = 0x080
+	mmioDescHigh        = 0x084
+	mmioAvailLow        = 0x090
+	mmioAvailHigh       = 0x094
+	mmioUsedLow         = 0x0a0
+	mmioUsedHigh        = 0x0a4
+	mmioShmLenLow       = 0x0b0
+	mmioShmBaseHigh     = 0x0bc
+	mmioGeneration      = 0x0fc
+	mmioConfig          = 0x100
+)
+
+// MMIOSize is the number of bytes of address space an [MMIO] device takes.
+const MMIOSize = 0x1000
+
+const (
+	interruptQueue  = 1
+	interruptConfig = 2
+)
+
+// MMIO is a device behind the virtio-mmio transport, version 2.
+type MMIO struct {
+	transport
+	bus     *devices.Bus
+	base    uint64
+	machine devices.Machine
+	line    devices.Line
+	pending atomic.Uint32 // InterruptStatus
+	mapped  bool          // on the bus
+	kicks   int           // notifications attached
+}
+
+// NewMMIO puts dev on bus at [base, base+[MMIOSize]) with the edge-triggered
+// interrupt gsi. report, which may be nil, is told (at most a few times) why
+// the device needs a reset.
+func NewMMIO(m devices.Machine, bus *devices.Bus, base uint64, gsi uint32, dev Device, report func(error)) (*MMIO, error) {
+	line, err := m.EdgeLine(gsi)
+	if err != nil {
+		return nil, fmt.Errorf("%s: interrupt %d: %w", dev.Name(), gsi, err)
+	}
+	t := &MMIO{bus: bus, base: base, machine: m, line: line}
+	if err := t.open(m, dev, t, report); err != nil {
+		return nil, err
+	}
+	if err := bus.Add(dev.Name(), base, MMIOSize, t); err != nil {
+		_ = t.Close()
+		return nil, err
+	}
+	t.mapped = true
+	for i, w := range t.workers {
+		if err := m.AttachKick(w.fd, t.kickOf(i)); err != nil {
+			_ = t.Close()
+			return nil, fmt.Errorf("%s: notification of queue %d: %w", dev.Name(), i, err)
+		}
+		t.kicks++
+	}
+	return t, nil
+}
+
+func (t *MMIO) kickOf(queue int) devices.Kick {
+	return devices.Kick{Addr: t.base + mmioQueueNotify, Width: 4, Match: true, Value: uint64(queue)}
+}
+
+// Close stops the device and takes it off the bus. A second call does nothing.
+func (t *MMIO) Close() error {
+	var errs []error
+	for ; t.kicks > 0; t.kicks-- {
+		errs = append(errs, t.machine.DetachKick(t.workers[t.kicks-1].fd, t.kickOf(t.kicks-1)))
+	}
+	if t.mapped {
+		t.mapped = false
+		t.bus.Remove(t.base)
+	}
+	return errors.Join(append(errs, t.close())...)
+}
+
+func (t *MMIO) queueInterrupt(int) { t.interrupt(interruptQueue) }
+
+func (t *MMIO) configInterrupt() { t.interrupt(interruptConfig) }
+
+func (t *MMIO) interrupt(bit uint32) {
+	t.pending.Or(bit)
+	t.line.Raise()
+}
+
+// Read serves a register read. Registers are 32 bits wide; a narrower or wider
+// read gets the bytes it covers.
+func (t *MMIO) Read(offset uint64, data []byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	clear(data)
+	if offset >= mmioConfig {
+		t.dev.ReadConfig(offset-mmioConfig, data)
+		return
+	}
+	for len(data) > 0 {
+		var word [4]byte
+		binary.LittleEndian.PutUint32(word[:], t.readRegister(offset&^3))
+		n := copy(data, word[offset&3:])
+		data, offset = data[n:], offset+uint64(n)
+	}
+}
+
+func (t *MMIO) readRegister(offset uint64) uint32 {
+	switch offset {
+	case mmioMagic:
+		return 0x74726976 // "virt"
+	case mmioVersion:
+		return 2
+	case mmioDeviceID:
+		return uint32(t.dev.ID())
+	case mmioVendorID:
+		return 0x4d4d5647 // "GVMM"
+	case mmioFeatures:
+		return t.offeredWord()
+	case mmioQueueSizeMax:
+		if t.queueSel < uint32(len(t.rings)) {
+			return uint32(t.dev.QueueSizes()[t.queueSel])
+		}
+	case mmioQueueReady:
+		if r := t.selected(); r != nil && r.ready {
+			return 1
+		}
+	case mmioInterruptStatus:
+		return t.pending.Load()
+	case mmioStatus:
+		return t.status.Load()
+	case mmioGeneration:
+		return t.generation.Load()
+	}
+	if offset >= mmioShmLenLow && offset <= mmioShmBaseHigh {
+		return 0xffffffff // no shared memory region (4.2.2)
+	}
+	return 0
+}
+
+// Write serves a register write. All registers take 32-bit writes only (4.2.2.2).
+func (t *MMIO) Write(offset uint64, data []byte) {
+	if offset >= mmioConfig {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.dev.WriteConfig(offset-mmioConfig, data)
+		return
+	}
+	if len(data) != 4 {
+		return
+	}
+	v := binary.LittleEndian.Uint32(data)
+	switch offset {
+	case mmioQueueNotify:
+		t.kick(v)
+		return
+	case mmioInterruptACK:
+		t.pending.And(^v)
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch offset {
+	case mmioFeaturesSel:
+		t.offerSel = v
+	case mmioDriverSel:
+		t.acceptSel = v
+	case mmioDriverFeats:
+		t.acceptWord(v)
+	case mmioQueueSel:
+		t.queueSel = v
+	case mmioStatus:
+		if t.setStatus(uint8(v)); uint8(v) == 0 {
+			t.pending.Store(0)
+		}
+	default:
+		if r := t.settable(); r != nil {
+			r.writeMMIO(offset, v)
+		}
+	}
+}
+
+func (r *ring) writeMMIO(offset uint64, v uint32) {
+	switch offset {
+	case mmioQueueSize:
+		r.size = clampSize(v)
+	case mmioQueueReady:
+		r.ready = v&1 != 0
+	case mmioDescLow:
+		setLow(&r.desc, v)
+	case mmioDescHigh:
+		setHigh(&r.desc, v)
+	case mmioAvailLow:
+		setLow(&r.avail, v)
+	case mmioAvailHigh:
+		setHigh(&r.avail, v)
+	case mmioUsedLow:
+		setLow(&r.used, v)
+	case mmioUsedHigh:
+		setHigh(&r.used, v)
+	}
+}
+
+// clampSize keeps a queue size that is too large too large, so that activation
+// refuses it with a reason.
+func clampSize(v uint32) uint16 { return uint16(min(v, 0xffff)) }
+
+func setLow(p *uint64, v uint32)  { *p = *p&^0xffffffff | uint64(v) }
+func setHigh(p *uint64, v uint32) { *p = *p&0xffffffff | uint64(v)<<32 }
