@@ -40,6 +40,29 @@ type Blob interface {
 	Size() int64 // bytes
 }
 
+// Format is what an image file is.
+type Format string
+
+// The formats.
+const (
+	FormatMultiboot Format = "multiboot"   // ELF or flat, with a multiboot 1 header
+	FormatELF64     Format = "ELF64"       // Unikraft for Firecracker, vmlinux
+	FormatELF32     Format = "ELF32"       // with a PVH entry
+	FormatBzImage   Format = "bzImage"     // Linux, compressed by its own build
+	FormatARM64     Format = "arm64 Image" // Linux or Unikraft for arm64
+)
+
+// Protocol is how an image is entered.
+type Protocol string
+
+// The boot protocols.
+const (
+	ProtocolMultiboot Protocol = "multiboot" // Multiboot Specification 0.6.96
+	ProtocolLinux64   Protocol = "linux-64"  // Linux Documentation/arch/x86/boot.rst, 64-bit entry
+	ProtocolPVH       Protocol = "pvh"       // Xen docs/misc/pvh
+	ProtocolARM64     Protocol = "arm64"     // Linux Documentation/arch/arm64/booting.rst
+)
+
 // Plan is everything a guest starts with: a value that can be printed, loaded,
 // launched and measured, and from which alone those four follow.
 type Plan struct {
