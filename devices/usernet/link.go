@@ -1,0 +1,346 @@
+package usernet
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"github.com/gvmm/gvmm/devices/netdev"
+	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+)
+
+const (
+	etherHeader = header.EthernetMinimumSize
+	typeIPv4    = uint16(header.IPv4ProtocolNumber)
+	typeARP     = uint16(header.ARPProtocolNumber)
+)
+
+// link is the wire between the stack and the guest. The stack sees it as a link
+// of bare IP packets: there is one neighbour only, so the Ethernet header is put
+// in front when the guest takes the packet, and ARP is answered here.
+type link struct {
+	n          *Network
+	offloads   atomic.Uint32 // netdev.Offloads the guest takes
+	dispatcher atomic.Pointer[stack.NetworkDispatcher]
+
+	mu      sync.Mutex
+	arrived sync.Cond // on mu: a packet, or closed
+	closed  bool
+	packets []*stack.PacketBuffer // waiting for the guest, from first on
+	first   int
+	bytes   int // of memory they hold, about
+}
+
+func newLink(n *Network) *link {
+	l := &link{n: n}
+	l.arrived.L = &l.mu
+	return l
+}
+
+// MTU and the following implement [stack.LinkEndpoint].
+func (l *link) MTU() uint32 { return uint32(l.n.mtu) }
+
+// SetMTU does nothing: the MTU is the network's.
+func (l *link) SetMTU(uint32) {}
+
+// MaxHeaderLength is 0: see [link].
+func (l *link) MaxHeaderLength() uint16 { return 0 }
+
+// LinkAddress is empty: the stack knows no Ethernet.
+func (l *link) LinkAddress() tcpip.LinkAddress { return "" }
+
+// SetLinkAddress does nothing.
+func (l *link) SetLinkAddress(tcpip.LinkAddress) {}
+
+// Capabilities: the guest's packets reach us through memory, so their
+// checksums, which it may leave out, are not looked at.
+func (l *link) Capabilities() stack.LinkEndpointCapabilities {
+	return stack.CapabilityRXChecksumOffload
+}
+
+// Attach connects the stack.
+func (l *link) Attach(d stack.NetworkDispatcher) {
+	if d == nil {
+		l.dispatcher.Store(nil)
+		return
+	}
+	l.dispatcher.Store(&d)
+}
+
+// IsAttached reports whether the stack is connected.
+func (l *link) IsAttached() bool { return l.dispatcher.Load() != nil }
+
+// Wait returns at once: there is no goroutine.
+func (l *link) Wait() {}
+
+// ARPHardwareType says that the stack need not resolve addresses.
+func (l *link) ARPHardwareType() header.ARPHardwareType { return header.ARPHardwareNone }
+
+// AddHeader does nothing.
+func (l *link) AddHeader(*stack.PacketBuffer) {}
+
+// ParseHeader does nothing.
+func (l *link) ParseHeader(*stack.PacketBuffer) bool { return true }
+
+// Close does nothing: see close.
+func (l *link) Close() {}
+
+// SetOnCloseAction does nothing.
+func (l *link) SetOnCloseAction(func()) {}
+
+// GSOMaxSize implements [stack.GSOEndpoint].
+func (l *link) GSOMaxSize() uint32 { return 61440 }
+
+// SupportedGSO implements [stack.GSOEndpoint]: a guest that segments itself
+// also completes checksums.
+func (l *link) SupportedGSO() stack.SupportedGSO {
+	if l.segments() {
+		return stack.HostGSOSupported
+	}
+	return stack.GSONotSupported
+}
+
+func (l *link) segments() bool {
+	const both = netdev.Checksum | netdev.TSO4
+	return netdev.Offloads(l.offloads.Load())&both == both
+}
+
+// WritePackets queues packets for the guest. What finds no room is lost, as on
+// any wire: TCP slows down.
+func (l *link) WritePackets(list stack.PacketBufferList) (int, tcpip.Error) {
+	pkts := list.AsSlice()
+	for i, p := range pkts {
+		if !l.queue(p) {
+			if i == 0 {
+				return 0, &tcpip.ErrNoBufferSpace{}
+			}
+			return i, nil
+		}
+	}
+	return len(pkts), nil
+}
+
+// queue appends a reference to p.
+func (l *link) queue(p *stack.PacketBuffer) bool {
+	select {
+	case <-l.n.up:
+	default:
+		return true // no guest yet: nobody is on the wire
+	}
+	cost := p.Size() + packetCost
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed || l.bytes+cost > maxQueued {
+		return false
+	}
+	if l.first > 0 && len(l.packets) == cap(l.packets) {
+		n := copy(l.packets, l.packets[l.first:])
+		clear(l.packets[n:])
+		l.packets, l.first = l.packets[:n], 0
+	}
+	l.packets = append(l.packets, p.Clone())
+	l.bytes += cost
+	l.arrived.Signal()
+	return true
+}
+
+func (l *link) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+	for _, p := range l.packets[l.first:] {
+		p.DecRef()
+	}
+	l.packets, l.first, l.bytes = nil, 0, 0
+	l.arrived.Broadcast()
+}
+
+// Offloads implements netdev.Backend.
+func (n *Network) Offloads() netdev.Offloads { return netdev.Checksum | netdev.TSO4 }
+
+// SetOffloads implements netdev.Backend.
+func (n *Network) SetOffloads(o netdev.Offloads) error {
+	n.link.offloads.Store(uint32(o))
+	return nil
+}
+
+// present notes that the guest's driver is there: before that nothing is queued.
+func (n *Network) present() { n.upOnce.Do(func() { close(n.up) }) }
+
+// Wait implements netdev.Backend.
+func (n *Network) Wait() error {
+	n.present()
+	l := n.link
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for !l.closed && l.first == len(l.packets) {
+		l.arrived.Wait()
+	}
+	return l.state()
+}
+
+func (l *link) state() error {
+	if l.closed {
+		return os.ErrClosed
+	}
+	return nil
+}
+
+// Receive implements netdev.Backend.
+func (n *Network) Receive(buf []byte) (int, error) {
+	n.present()
+	l := n.link
+	for {
+		l.mu.Lock()
+		if l.first == len(l.packets) {
+			defer l.mu.Unlock()
+			return 0, l.state()
+		}
+		p := l.packets[l.first]
+		l.packets[l.first] = nil
+		if l.first++; l.first == len(l.packets) {
+			l.packets, l.first = l.packets[:0], 0
+		}
+		l.bytes -= p.Size() + packetCost
+		l.mu.Unlock()
+		size := l.fill(buf, p)
+		p.DecRef()
+		if size > 0 {
+			return size, nil
+		}
+	}
+}
+
+// fill writes p to buf as the guest gets it, 0 if it is not for this guest.
+func (l *link) fill(buf []byte, p *stack.PacketBuffer) int {
+	size := netdev.HeaderSize + etherHeader + p.Size()
+	if size > len(buf) {
+		return 0
+	}
+	var h netdev.Header
+	if g := p.GSOOptions; g.Type != stack.GSONone {
+		if !l.segments() {
+			return 0 // left over from another driver's time
+		}
+		if g.NeedsCsum {
+			h.Flags = netdev.FlagNeedsChecksum
+			h.CsumStart, h.CsumOffset = etherHeader+g.L3HdrLen, g.CsumOffset
+		}
+		if p.Data().Size() > int(g.MSS) {
+			h.GSOType, h.GSOSize, h.HeaderLen = netdev.GSOTCPv4, g.MSS, uint16(etherHeader+p.HeaderSize())
+		}
+	}
+	h.Put(buf)
+	b := buf[netdev.HeaderSize:]
+	mac := l.n.guestMAC.Load()
+	for i := range 6 {
+		b[i] = byte(mac >> (8 * (5 - i)))
+	}
+	copy(b[6:], l.n.gatewayMAC[:])
+	binary.BigEndian.PutUint16(b[12:], uint16(p.NetworkProtocolNumber))
+	b = b[etherHeader:]
+	b = b[copy(b, p.NetworkHeader().Slice()):]
+	b = b[copy(b, p.TransportHeader().Slice()):]
+	w := tcpip.SliceWriter(b)
+	_, _ = p.Data().ReadTo(&w, true)
+	return size
+}
+
+// queueFrame queues a frame's payload that the stack has no part in.
+func (n *Network) queueFrame(etherType uint16, payload []byte) {
+	p := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(payload)})
+	p.NetworkProtocolNumber = tcpip.NetworkProtocolNumber(etherType)
+	n.link.queue(p)
+	p.DecRef()
+}
+
+func (n *Network) setGuestMAC(mac [6]byte) {
+	var v uint64
+	for _, b := range mac {
+		v = v<<8 | uint64(b)
+	}
+	if n.guestMAC.Load() != v {
+		n.guestMAC.Store(v)
+	}
+}
+
+// Send implements netdev.Backend: a frame from the guest.
+func (n *Network) Send(pkt []byte) error {
+	if len(pkt) < netdev.HeaderSize+etherHeader {
+		return nil
+	}
+	n.present()
+	frame := pkt[netdev.HeaderSize:]
+	if src := [6]byte(frame[6:12]); src[0]&1 == 0 {
+		n.setGuestMAC(src)
+	}
+	payload := frame[etherHeader:]
+	switch binary.BigEndian.Uint16(frame[12:]) {
+	case typeARP:
+		n.arp(payload)
+	case typeIPv4:
+		n.ip(payload)
+	}
+	return nil
+}
+
+// ip takes an IPv4 packet (RFC 791 3.1) from the guest. The stack checks it
+// again; here only where it goes is decided.
+func (n *Network) ip(b []byte) {
+	if len(b) < header.IPv4MinimumSize || b[0]>>4 != 4 {
+		return
+	}
+	src, dst := netip.AddrFrom4([4]byte(b[12:16])), netip.AddrFrom4([4]byte(b[16:20]))
+	proto, ihl := b[9], int(b[0]&15)*4
+	whole := binary.BigEndian.Uint16(b[6:])&0x3fff == 0
+	if proto == uint8(header.UDPProtocolNumber) && whole && len(b) >= ihl+header.UDPMinimumSize && ihl >= header.IPv4MinimumSize &&
+		binary.BigEndian.Uint16(b[ihl+2:]) == dhcpServerPort && (dst == n.host || dst == broadcastAddr()) {
+		n.dhcp(b[ihl+header.UDPMinimumSize:])
+		return
+	}
+	if outside(src) || outside(dst) {
+		return
+	}
+	n.aliveOnce.Do(func() { close(n.alive) })
+	if proto == uint8(header.ICMPv4ProtocolNumber) && dst != n.host && dst != n.dns {
+		if whole && ihl >= header.IPv4MinimumSize && len(b) >= ihl {
+			total := int(binary.BigEndian.Uint16(b[2:]))
+			n.echoOut(src, dst, b[ihl:max(ihl, min(total, len(b)))])
+		}
+		return
+	}
+	d := n.link.dispatcher.Load()
+	if d == nil {
+		return
+	}
+	p := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(b)})
+	(*d).DeliverNetworkPacket(header.IPv4ProtocolNumber, p)
+	p.DecRef()
+}
+
+// arp answers for the addresses that live here (RFC 826).
+func (n *Network) arp(b []byte) {
+	const request = "\x00\x01\x08\x00\x06\x04\x00\x01"
+	if len(b) < 28 || string(b[:8]) != request {
+		return
+	}
+	sender, target := netip.AddrFrom4([4]byte(b[14:18])), netip.AddrFrom4([4]byte(b[24:28]))
+	if !sender.IsUnspecified() {
+		n.aliveOnce.Do(func() { close(n.alive) })
+	}
+	if target != n.host && target != n.dns {
+		return
+	}
+	var r [28]byte
+	copy(r[:], request)
+	r[7] = 2 // reply
+	copy(r[8:], n.gatewayMAC[:])
+	copy(r[14:], b[24:28])
+	copy(r[18:], b[8:18])
+	n.queueFrame(typeARP, r[:])
+}
