@@ -1,0 +1,359 @@
+package ninep
+
+import (
+	"bytes"
+	"encoding/binary"
+	"math"
+
+	"golang.org/x/sys/unix"
+)
+
+// Open flags on the wire: those of Linux on x86, whatever the host is.
+const (
+	oAccess    = 0o3
+	oExcl      = 0o200
+	oTrunc     = 0o1000
+	oAppend    = 0o2000
+	oDsync     = 0o10000
+	oDirectory = 0o200000
+	oSync      = 0o4000000
+)
+
+// hostFlags translates open flags. What only concerns the client's side or
+// would change how the monitor has to do I/O (O_DIRECT, O_NONBLOCK) is dropped.
+func hostFlags(wire uint32) (int, unix.Errno) {
+	if wire&oAccess == oAccess {
+		return 0, unix.EINVAL
+	}
+	flags := int(wire & oAccess)
+	for _, f := range [...]struct {
+		wire uint32
+		host int
+	}{{oTrunc, unix.O_TRUNC}, {oAppend, unix.O_APPEND}, {oDsync, unix.O_DSYNC}, {oSync, unix.O_SYNC}, {oDirectory, unix.O_DIRECTORY}} {
+		if wire&f.wire == f.wire {
+			flags |= f.host
+		}
+	}
+	return flags, 0
+}
+
+func (s *Server) lopen(c *call) unix.Errno {
+	f, wire := s.object(c), c.d.u32()
+	if c.d.err != 0 {
+		return c.d.err
+	}
+	flags, err := hostFlags(wire)
+	if err != 0 {
+		return err
+	}
+	return s.openFid(c, f, flags)
+}
+
+// openFid opens the object of f and encodes Rlopen or Ropen.
+func (s *Server) openFid(c *call, f *fid, flags int) unix.Errno {
+	if f.file >= 0 {
+		return unix.EBUSY
+	}
+	file, err := s.openNode(f.node, flags)
+	if err != 0 {
+		return err
+	}
+	if err := statx(file, &s.st); err != 0 {
+		s.close(file)
+		return err
+	}
+	f.file = file
+	c.e.qid(s.qidOf(&s.st))
+	c.e.u32(s.iounit())
+	return 0
+}
+
+// openNode opens a regular file or a directory for I/O.
+func (s *Server) openNode(n *node, flags int) (int, unix.Errno) {
+	writes := flags&(unix.O_ACCMODE|unix.O_TRUNC) != unix.O_RDONLY
+	if s.readOnly && writes {
+		return -1, unix.EROFS
+	}
+	switch n.mode {
+	case unix.S_IFREG:
+		if flags&unix.O_DIRECTORY != 0 {
+			return -1, unix.ENOTDIR
+		}
+	case unix.S_IFDIR:
+		if writes {
+			return -1, unix.EISDIR
+		}
+		flags = unix.O_RDONLY | unix.O_DIRECTORY
+	case unix.S_IFLNK:
+		return -1, unix.ELOOP
+	default:
+		return -1, unix.ENXIO
+	}
+	if n.key.dev != s.root.key.dev {
+		// The files of a /proc below the share are doors to the monitor.
+		var fs unix.Statfs_t
+		if err := unix.Fstatfs(n.fd, &fs); err != nil {
+			return -1, errnoOf(err)
+		} else if fs.Type == unix.PROC_SUPER_MAGIC {
+			return -1, unix.EACCES
+		}
+	}
+	return s.reopen(n.fd, flags)
+}
+
+func (s *Server) lcreate(c *call) unix.Errno {
+	f, name, wire, mode, gid := s.object(c), c.d.name(), c.d.u32(), c.d.u32(), c.d.u32()
+	if c.d.err != 0 {
+		return c.d.err
+	}
+	flags, err := hostFlags(wire)
+	if err != 0 {
+		return err
+	}
+	return s.createFid(c, f, name, flags, wire&oExcl != 0, mode, gid)
+}
+
+// createFid creates the file name in the directory f, or opens the one that is
+// there unless excl is set, makes f the open file and encodes Rlcreate or
+// Rcreate.
+func (s *Server) createFid(c *call, f *fid, name string, flags int, excl bool, mode, gid uint32) unix.Errno {
+	switch {
+	case f.file >= 0:
+		return unix.EBUSY
+	case !f.node.is(unix.S_IFDIR):
+		return unix.ENOTDIR
+	case s.fds+2 > s.maxFDs:
+		return unix.EMFILE
+	}
+	n, file, err := s.createNode(f, name, flags&^unix.O_DIRECTORY, mode, gid)
+	if err == unix.EEXIST && !excl {
+		if n, err = s.lookup(f.node, name); err == 0 {
+			if file, err = s.openNode(n, flags); err != 0 {
+				s.release(n)
+			}
+		}
+	}
+	if err != 0 {
+		return err
+	}
+	if err = statx(file, &s.st); err != 0 {
+		s.close(file)
+		s.release(n)
+		return err
+	}
+	s.release(f.parent)
+	f.parent, f.name = f.node, name
+	f.node, f.file = n, file
+	c.e.qid(s.qidOf(&s.st))
+	c.e.u32(s.iounit())
+	return 0
+}
+
+// createNode creates a regular file, which must not exist, and opens it.
+func (s *Server) createNode(f *fid, name string, flags int, mode, gid uint32) (*node, int, unix.Errno) {
+	file, err := s.openBeneath(f.node.fd, name, flags|unix.O_CREAT|unix.O_EXCL|unix.O_NOCTTY|unix.O_NONBLOCK, mode&0o777)
+	if err != 0 {
+		return nil, -1, err
+	}
+	path, err := s.reopen(file, unix.O_PATH)
+	if err != 0 {
+		s.close(file)
+		return nil, -1, err
+	}
+	n, err := s.adopt(path)
+	if err == 0 {
+		if err = s.settle(n, f.uid, gid, mode); err != 0 {
+			s.release(n)
+		}
+	}
+	if err != 0 {
+		s.close(file)
+		return nil, -1, err
+	}
+	return n, file, 0
+}
+
+// settle gives a new object its owner, if the monitor may, and the client's
+// mode, which the monitor's umask has no say in.
+func (s *Server) settle(n *node, uid, gid, mode uint32) unix.Errno {
+	if s.asRoot {
+		// Best effort: file systems without owners refuse.
+		_ = unix.Fchownat(n.fd, "", ownerID(uid), ownerID(gid), unix.AT_EMPTY_PATH)
+	}
+	if n.is(unix.S_IFLNK) {
+		return 0
+	}
+	return chmod(n, mode)
+}
+
+// ownerID turns a user or group id into an argument of chown: noID is -1.
+func ownerID(id uint32) int { return int(int32(id)) }
+
+func chmod(n *node, mode uint32) unix.Errno {
+	if n.is(unix.S_IFLNK) {
+		return unix.EOPNOTSUPP
+	}
+	return retry(func() error { return unix.Chmod(procPath(n.fd), mode&0o7777) })
+}
+
+func (s *Server) read(c *call) unix.Errno {
+	f, off, count := s.find(c), c.d.u64(), c.d.u32()
+	if c.d.err != 0 {
+		return c.d.err
+	}
+	if c.room < readHeader {
+		return unix.EMSGSIZE
+	}
+	n := int(min(uint64(count), uint64(c.room-readHeader)))
+	switch {
+	case f.xattr != nil:
+		return f.xattr.read(c, off, n)
+	case f.file < 0:
+		return unix.EBADF
+	case off > math.MaxInt64:
+		return unix.EINVAL
+	case s.dotu && f.node.is(unix.S_IFDIR):
+		return s.ureaddir(c, f, off, n)
+	}
+	iov := vec(s.iov[:], c.resp, readHeader, n)
+	got, err := preadv(f.file, iov, int64(off))
+	clear(iov)
+	c.e.u32(uint32(got))
+	c.data = got
+	return err
+}
+
+func (s *Server) write(c *call) unix.Errno {
+	f, off, count := s.find(c), c.d.u64(), c.d.u32()
+	if c.d.err != 0 {
+		return c.d.err
+	}
+	// The message's size was checked: the data it announces is there.
+	if uint64(count)+writeHeader > uint64(binary.LittleEndian.Uint32(s.in)) {
+		return unix.EINVAL
+	}
+	if f.xattr != nil {
+		return f.xattr.write(c, off, int(count))
+	}
+	if f.file < 0 {
+		return unix.EBADF
+	}
+	if off > math.MaxInt64 {
+		return unix.EFBIG
+	}
+	iov := vec(s.iov[:], c.req, writeHeader, int(count))
+	put, err := pwritev(f.file, iov, int64(off))
+	clear(iov)
+	c.e.u32(uint32(put))
+	return err
+}
+
+func (s *Server) fsync(c *call) unix.Errno {
+	f := s.object(c)
+	dataOnly := uint32(0)
+	if len(c.d.b) >= 4 { // older clients do not send it
+		dataOnly = c.d.u32()
+	}
+	if c.d.err != 0 {
+		return c.d.err
+	}
+	if f.file < 0 {
+		return unix.EBADF
+	}
+	return retry(func() error {
+		if dataOnly != 0 {
+			return unix.Fdatasync(f.file)
+		}
+		return unix.Fsync(f.file)
+	})
+}
+
+// Layout of linux_dirent64: ino[8] off[8] reclen[2] type[1] name NUL.
+const direntName = 19
+
+// entry is one directory entry as the host lists it.
+type entry struct {
+	ino  uint64
+	next int64 // position behind it
+	typ  uint8 // DT_*
+	name []byte
+}
+
+// entries calls yield for the entries of the directory fd from position off
+// on until yield returns false.
+func (s *Server) entries(fd int, off int64, yield func(*entry) bool) unix.Errno {
+	if _, err := unix.Seek(fd, off, unix.SEEK_SET); err != nil {
+		return errnoOf(err)
+	}
+	var e entry
+	for {
+		n, err := unix.Getdents(fd, s.dir)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n <= 0 {
+			return errnoOf(err)
+		}
+		for b := s.dir[:n]; len(b) > direntName; {
+			size := int(binary.LittleEndian.Uint16(b[16:]))
+			if size <= direntName || size > len(b) {
+				return unix.EIO
+			}
+			e.ino = binary.LittleEndian.Uint64(b)
+			e.next = int64(binary.LittleEndian.Uint64(b[8:]))
+			e.typ = b[18]
+			e.name, _, _ = bytes.Cut(b[direntName:size], []byte{0})
+			if !yield(&e) {
+				return 0
+			}
+			b = b[size:]
+		}
+	}
+}
+
+func (s *Server) readdir(c *call) unix.Errno {
+	f, off, count := s.object(c), c.d.u64(), c.d.u32()
+	if c.d.err != 0 {
+		return c.d.err
+	}
+	switch {
+	case f.file < 0:
+		return unix.EBADF
+	case !f.node.is(unix.S_IFDIR):
+		return unix.ENOTDIR
+	case c.room < readHeader:
+		return unix.EMSGSIZE
+	}
+	limit := readHeader + int(min(uint64(count), uint64(c.room-readHeader), outSize-readHeader))
+	c.e.u32(0)
+	full := false
+	err := s.entries(f.file, int64(off), func(e *entry) bool {
+		// qid[13] offset[8] type[1] name[s]
+		if full = len(c.e.b)+qidSize+11+len(e.name) > limit; full {
+			return false
+		}
+		q := qid{path: s.qidPath(f.node.key.dev, e.ino)}
+		switch {
+		case f.node == s.root && string(e.name) == "..":
+			q.typ, q.path = qtDir, s.root.key.ino
+		case e.typ == unix.DT_DIR:
+			q.typ = qtDir
+		case e.typ == unix.DT_LNK:
+			q.typ = qtSymlink
+		}
+		c.e.qid(q)
+		c.e.u64(uint64(e.next))
+		c.e.u8(e.typ)
+		c.e.bytes(e.name)
+		return true
+	})
+	size := len(c.e.b) - readHeader
+	if err == 0 && full && size == 0 { // not the end, but no room for one entry
+		return unix.EINVAL
+	}
+	if size > 0 {
+		err = 0 // an error behind the first entries comes up again
+	}
+	binary.LittleEndian.PutUint32(c.e.b[headerSize:], uint32(size))
+	return err
+}
