@@ -1,0 +1,198 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"debug/elf"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+)
+
+// Kernel is a Debian kernel in the cache.
+type Kernel struct {
+	Image   string   // vmlinuz
+	modules []string // folders searched for modules, in that order
+}
+
+// DebianKernel fetches Debian's current kernel for clouds of this machine's
+// suite, or takes it from the cache.
+//
+// That kernel has no 9p, which its sister for all machines has, of the same
+// sources: the modules of that one stand behind its own. The kernel compares
+// symbol versions when it loads them, so what does not fit is refused.
+func DebianKernel(ctx context.Context) (*Kernel, error) {
+	cache, err := CacheDir()
+	if err != nil {
+		return nil, err
+	}
+	unlock, err := lock(cache)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	var k Kernel
+	for _, meta := range []string{"linux-image-cloud-amd64", "linux-image-amd64"} {
+		dir, err := fetchPackage(ctx, cache, meta)
+		if err != nil {
+			return nil, err
+		}
+		k.modules = append(k.modules, filepath.Join(dir, "modules"))
+		if k.Image == "" {
+			k.Image = filepath.Join(dir, "vmlinuz")
+		}
+	}
+	return &k, nil
+}
+
+var imagePackage = regexp.MustCompile(`(?m)^ *Depends: (linux-image-[0-9][^ \n]*)$`)
+
+// fetchPackage returns the cache's folder for the kernel package that a meta
+// package stands for. What the cache has is good enough when apt knows nothing.
+func fetchPackage(ctx context.Context, cache, meta string) (string, error) {
+	resolve := func() (string, error) {
+		out, err := exec.CommandContext(ctx, "apt-cache", "depends", meta).Output()
+		m := imagePackage.FindSubmatch(out)
+		if m == nil {
+			return "", errors.Join(fmt.Errorf("%w: apt does not know %s (a Debian machine is needed)", ErrUnavailable, meta), err)
+		}
+		return string(m[1]), nil
+	}
+	pkg, err := resolve()
+	if err != nil {
+		if old, _ := filepath.Glob(filepath.Join(cache, meta, "*", "vmlinuz")); len(old) > 0 {
+			return filepath.Dir(old[len(old)-1]), nil
+		}
+		if err := apt(ctx, "", "update"); err != nil {
+			return "", err
+		}
+		if pkg, err = resolve(); err != nil {
+			return "", err
+		}
+	}
+	dir := filepath.Join(cache, meta, pkg)
+	if _, err := os.Stat(dir); err == nil {
+		return dir, nil
+	}
+	return dir, fetch(ctx, pkg, dir)
+}
+
+// fetch downloads and unpacks a kernel package; dir appears when all is there.
+func fetch(ctx context.Context, pkg, dir string) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
+	tmp, err := os.MkdirTemp(filepath.Dir(dir), ".fetch")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(tmp) }()
+	if err := apt(ctx, tmp, "download", pkg); err != nil {
+		if err := apt(ctx, tmp, "update"); err != nil {
+			return err
+		}
+		if err := apt(ctx, tmp, "download", pkg); err != nil {
+			return err
+		}
+	}
+	debs, err := filepath.Glob(filepath.Join(tmp, "*.deb"))
+	if err != nil || len(debs) != 1 {
+		return fmt.Errorf("%w: apt-get download %s left %q", ErrUnavailable, pkg, debs)
+	}
+	x := filepath.Join(tmp, "x")
+	if out, err := exec.CommandContext(ctx, "dpkg", "-x", debs[0], x).CombinedOutput(); err != nil {
+		return fmt.Errorf("dpkg -x %s: %w: %s", debs[0], err, tail(out))
+	}
+	// The package's folders are named by its version; ours are not.
+	ready := filepath.Join(tmp, "ready")
+	if err := os.Mkdir(ready, 0o755); err != nil {
+		return err
+	}
+	for pattern, name := range map[string]string{"boot/vmlinuz-*": "vmlinuz", "lib/modules/*/kernel": "modules", "boot/config-*": "config"} {
+		found, err := filepath.Glob(filepath.Join(x, pattern))
+		if err != nil || len(found) != 1 {
+			return fmt.Errorf("%w: package %s: %d files like %s", ErrUnavailable, pkg, len(found), pattern)
+		}
+		if err := os.Rename(found[0], filepath.Join(ready, name)); err != nil {
+			return err
+		}
+	}
+	return os.Rename(ready, dir)
+}
+
+// moduleFiles returns the files of the named modules and all they depend on, in
+// the order they must be loaded. A module that is built in or missing is left
+// out: whoever needs it will say so.
+func (k *Kernel) moduleFiles(names ...string) ([]string, error) {
+	files := map[string]string{}
+	for _, dir := range k.modules {
+		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			name, ok := strings.CutSuffix(moduleName(filepath.Base(path)), ".ko")
+			if err == nil && ok && files[name] == "" {
+				files[name] = path
+			}
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	var order []string
+	taken := map[string]bool{}
+	var take func(name string) error
+	take = func(name string) error {
+		name = moduleName(name)
+		path := files[name]
+		if path == "" || taken[name] {
+			return nil
+		}
+		taken[name] = true
+		deps, err := moduleDepends(path)
+		if err != nil {
+			return err
+		}
+		for _, d := range deps {
+			if err := take(d); err != nil {
+				return err
+			}
+		}
+		order = append(order, path)
+		return nil
+	}
+	for _, n := range names {
+		if err := take(n); err != nil {
+			return nil, err
+		}
+	}
+	return order, nil
+}
+
+func moduleName(s string) string { return strings.ReplaceAll(s, "-", "_") }
+
+// moduleDepends reads the "depends" line of a module's .modinfo section.
+func moduleDepends(path string) ([]string, error) {
+	f, err := elf.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("module %s: %w (compressed modules are not supported)", path, err)
+	}
+	defer func() { _ = f.Close() }()
+	s := f.Section(".modinfo")
+	if s == nil {
+		return nil, fmt.Errorf("module %s: no .modinfo", path)
+	}
+	info, err := s.Data()
+	if err != nil {
+		return nil, fmt.Errorf("module %s: %w", path, err)
+	}
+	for line := range bytes.SplitSeq(info, []byte{0}) {
+		if d, ok := bytes.CutPrefix(line, []byte("depends=")); ok && len(d) > 0 {
+			return strings.Split(string(d), ","), nil
+		}
+	}
+	return nil, nil
+}

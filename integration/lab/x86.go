@@ -1,0 +1,282 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/gvmm/gvmm/integration/lab/wire"
+)
+
+// X86 is a machine with a full-fidelity KVM, emulated by QEMU. Its programs see
+// /dev, /proc, /sys and a writable /tmp. /init is there with its tools.
+type X86 struct {
+	Kernel *Kernel // the host's, also at hand for guests
+
+	dir  string // sockets and archives
+	qemu *VM    // its console is the host kernel's
+	conn *wire.Conn
+	sock net.Conn
+
+	mu      sync.Mutex
+	next    uint32
+	streams map[uint32]*stream
+	put     map[string]string // files there, by path here
+	failed  error             // why the conversation ended
+}
+
+// stream is a program that runs in the lab, or a file on its way there.
+type stream struct {
+	vm *VM
+	r  wire.Result
+}
+
+var libraryPath = regexp.MustCompile(`(?m)(/[^ ]+) \(0x`)
+
+// bootTime is how long a lab may take to come up on a slow machine; 5 s is usual.
+const bootTime = 3 * time.Minute
+
+// StartX86 boots a lab with the given MiB of memory. It fails with
+// [ErrUnavailable] where its parts cannot be had.
+func StartX86(ctx context.Context, mib int) (_ *X86, err error) {
+	qemu, err := needProgram(ctx, "qemu-system-x86_64", "qemu-system-x86")
+	if err != nil {
+		return nil, err
+	}
+	kernel, err := DebianKernel(ctx)
+	if err != nil {
+		return nil, err
+	}
+	l := &X86{Kernel: kernel, streams: map[uint32]*stream{}, put: map[string]string{}}
+	if l.dir, err = os.MkdirTemp("", "gvmm-lab"); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = l.Close()
+		}
+	}()
+	initrd := filepath.Join(l.dir, "host.cpio")
+	if err := kernel.Initramfs(ctx, initrd, hostModules...); err != nil {
+		return nil, err
+	}
+	sock := filepath.Join(l.dir, "agent")
+	ready := make(chan struct{})
+	listen, err := net.Listen("unix", sock)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = listen.Close() }()
+	l.qemu, err = New(Local{}, []string{qemu, "-accel", "tcg,thread=multi", "-cpu", "max,+svm,+npt", "-smp", "2", "-m", strconv.Itoa(mib),
+		"-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot", "-kernel", kernel.Image, "-initrd", initrd,
+		"-append", "console=ttyS0 panic=-1 mitigations=off quiet lab.agent",
+		"-chardev", "socket,id=agent,path=" + sock, "-device", "virtio-serial-pci",
+		"-device", "virtserialport,chardev=agent,name=" + wire.Port})
+	if err != nil {
+		return nil, err
+	}
+	if u, ok := listen.(*net.UnixListener); ok {
+		_ = u.SetDeadline(time.Now().Add(30 * time.Second))
+	}
+	if l.sock, err = listen.Accept(); err != nil {
+		return nil, fmt.Errorf("%w: QEMU does not connect: %w: %s", ErrUnavailable, err, l.qemu.Stderr())
+	}
+	l.conn = wire.NewConn(l.sock)
+	go l.receive(ready)
+	select {
+	case <-ready:
+		return l, nil
+	case <-l.qemu.done:
+		err = errors.New("QEMU ended")
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	case <-time.After(bootTime):
+		err = fmt.Errorf("%w after %v", ErrTimeout, bootTime)
+	}
+	return nil, fmt.Errorf("x86 lab: %w before its agent answered: %s%s", err, l.qemu.Stderr().tail(), l.qemu.Console().tail())
+}
+
+// Close ends the lab and everything in it.
+func (l *X86) Close() error {
+	if l.sock != nil {
+		_ = l.sock.Close()
+	}
+	if l.qemu != nil {
+		_ = l.qemu.Signal(syscall.SIGKILL)
+		if _, err := l.qemu.Wait(10 * time.Second); err != nil {
+			return err
+		}
+	}
+	return os.RemoveAll(l.dir)
+}
+
+// receive hands the agent's frames out until the conversation ends.
+func (l *X86) receive(ready chan<- struct{}) {
+	var err error
+	for {
+		var f wire.Frame
+		if f, err = l.conn.Receive(); err != nil {
+			break
+		}
+		if f.Kind == wire.Ready {
+			close(ready)
+			continue
+		}
+		l.mu.Lock()
+		s := l.streams[f.Stream]
+		if f.Kind == wire.Exit {
+			delete(l.streams, f.Stream)
+		}
+		l.mu.Unlock()
+		if s == nil {
+			continue
+		}
+		switch f.Kind {
+		case wire.Stdout:
+			_, _ = s.vm.stdout.Write(f.Payload)
+		case wire.Stderr:
+			_, _ = s.vm.stderr.Write(f.Payload)
+		case wire.Exit:
+			if e := json.Unmarshal(f.Payload, &s.r); e != nil {
+				s.r = wire.Result{Code: -1, Err: e.Error()}
+			}
+			s.end()
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.failed = fmt.Errorf("the lab is gone: %w", err)
+	for _, s := range l.streams {
+		s.r = wire.Result{Code: -1, Err: l.failed.Error()}
+		s.end()
+	}
+	l.streams = nil
+}
+
+func (s *stream) end() {
+	if s.r.Err != "" {
+		_, _ = fmt.Fprintln(&s.vm.stderr, "lab:", s.r.Err)
+	}
+	s.vm.ended(Status{Code: s.r.Code, Signal: syscall.Signal(s.r.Signal)})
+}
+
+// open begins a stream.
+func (l *X86) open(vm *VM) (uint32, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.failed != nil {
+		return 0, l.failed
+	}
+	l.next++
+	l.streams[l.next] = &stream{vm: vm}
+	return l.next, nil
+}
+
+// Put copies a file into the lab's /tmp, once.
+func (l *X86) Put(path string) (string, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	l.mu.Lock()
+	there, ok := l.put[abs]
+	if !ok {
+		there = fmt.Sprintf("/tmp/%d/%s", len(l.put), filepath.Base(abs))
+		l.put[abs] = there
+	}
+	l.mu.Unlock()
+	if ok {
+		return there, nil
+	}
+	f, err := os.Open(abs)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = f.Close() }()
+	return there, l.Copy(there, f)
+}
+
+// Copy writes what r holds to an executable file in the lab, making its folder.
+func (l *X86) Copy(there string, r io.Reader) error {
+	vm := &VM{argv: []string{"file " + there}, done: make(chan struct{})}
+	id, err := l.open(vm)
+	if err != nil {
+		return err
+	}
+	if err := l.conn.Send(id, wire.File, []byte(there)); err != nil {
+		return err
+	}
+	if _, err := io.Copy(l.conn.Writer(id, wire.Data), r); err != nil {
+		return err
+	}
+	if err := l.conn.Send(id, wire.EOF, nil); err != nil {
+		return err
+	}
+	<-vm.done
+	if vm.status != (Status{}) {
+		return fmt.Errorf("copy to the lab's %s: %s", there, vm.stderr.String())
+	}
+	return nil
+}
+
+// Program copies a program of this machine with all its shared libraries into
+// the lab, to the same paths.
+func (l *X86) Program(ctx context.Context, path string) error {
+	out, err := exec.CommandContext(ctx, "ldd", path).Output()
+	if err != nil {
+		return fmt.Errorf("ldd %s: %w", path, err)
+	}
+	files := []string{path}
+	for _, m := range libraryPath.FindAllSubmatch(out, -1) {
+		files = append(files, string(m[1]))
+	}
+	for _, file := range files {
+		f, err := os.Open(file)
+		if err != nil {
+			return err
+		}
+		err = l.Copy(file, f)
+		_ = f.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+type labProcess struct {
+	l  *X86
+	id uint32
+}
+
+func (p labProcess) Write(b []byte) (int, error) {
+	return p.l.conn.Writer(p.id, wire.Data).Write(b)
+}
+
+func (p labProcess) Close() error { return p.l.conn.Send(p.id, wire.EOF, nil) }
+
+func (p labProcess) signal(sig syscall.Signal) error {
+	return p.l.conn.Send(p.id, wire.Signal, []byte{byte(sig)})
+}
+
+func (l *X86) start(v *VM) (process, error) {
+	if v.terminal {
+		return nil, errors.New("the lab has no terminals")
+	}
+	id, err := l.open(v)
+	if err != nil {
+		return nil, err
+	}
+	return labProcess{l, id}, l.conn.SendJSON(id, wire.Run, wire.Program{Argv: v.argv, Env: v.env})
+}

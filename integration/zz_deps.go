@@ -1,0 +1,3 @@
+package integration
+
+import _ "github.com/u-root/u-root/pkg/cpio"
