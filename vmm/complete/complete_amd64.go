@@ -1,0 +1,389 @@
+package complete
+
+import (
+	"fmt"
+
+	"golang.org/x/arch/x86/x86asm"
+
+	"github.com/gvmm/gvmm/vmm/memory"
+)
+
+// Bus answers accesses to guest physical addresses that are not RAM: data is
+// 1, 2, 4 or 8 bytes, naturally aligned. devices.Bus is one. The results are
+// not looked at: Read leaves 0xff in data nobody serves.
+type Bus interface {
+	Read(addr uint64, data []byte) bool
+	Write(addr uint64, data []byte) bool
+}
+
+// Completer completes instructions of one vCPU. It must be used by one
+// goroutine at a time, locked to its thread while in [Completer.Complete].
+type Completer struct {
+	mem       *memory.Guest
+	bus       Bus
+	guest     features // what the guest may use, never more than the host has
+	hostXCR0  uint64
+	mxcsrMask uint32
+	cpu       *CPU
+	in        inst
+	op        operand
+	fault     Fault
+	why       string
+	exec      execArea
+	buf       [maxOperand]byte // memory image being built or read
+}
+
+// New maps the completer's scratch and code pages. A nil guest means that the
+// guest sees the host's CPUID; otherwise what guest does not report is #UD.
+func New(mem *memory.Guest, bus Bus, guest CPUID) (*Completer, error) {
+	if hostCPUID(1, 0)[2]>>27&1 == 0 {
+		return nil, fmt.Errorf("instruction completion: the host does not use XSAVE")
+	}
+	c := &Completer{mem: mem, bus: bus, guest: readFeatures(hostCPUID), hostXCR0: xgetbv()}
+	if off, size := c.guest.xOff, c.guest.xSize; max(off[2]+size[2], off[5]+size[5], off[6]+size[6], off[7]+size[7]) > stateSize {
+		return nil, fmt.Errorf("instruction completion: the host's XSAVE area is larger than %d bytes", stateSize)
+	}
+	if guest != nil {
+		g := readFeatures(guest)
+		c.guest.has &= g.has
+		c.guest.physBits = g.physBits
+	}
+	if c.hostXCR0&xAVX == 0 {
+		c.guest.has &^= 1<<fAVX | 1<<fAVX2 | 1<<fFMA | 1<<fF16C
+	}
+	if err := c.exec.open(); err != nil {
+		return nil, fmt.Errorf("instruction completion: map its pages: %w", err)
+	}
+	c.mxcsrMask = c.exec.mxcsrMask()
+	return c, nil
+}
+
+// Close unmaps the completer's pages.
+func (c *Completer) Close() error { return c.exec.close() }
+
+// Complete completes the instruction at cpu.RIP and tells in res how it ended.
+// On Done and Faulted the caller writes the state back and, because KVM has
+// queued #UD for the instruction it refused, replaces the pending exception of
+// KVM_GET_VCPU_EVENTS by the fault, or by none. It allocates nothing unless the
+// instruction is not on the list.
+func (c *Completer) Complete(cpu *CPU, res *Result) {
+	*res = Result{}
+	c.cpu, c.fault, c.why = cpu, Fault{}, ""
+	ok := false
+	if len(cpu.XSAVE) < xHeaderEnd {
+		c.why = "the XSAVE image is too short"
+	} else if c.decode() == decoded {
+		ok = c.step()
+	}
+	in := &c.in
+	res.Bytes, res.Len = in.raw, in.have
+	switch {
+	case c.why != "":
+		res.Outcome, res.Reason = NotOnList, c.why
+		res.Asm = disassemble(in.raw[:in.have], int(in.mode))
+	case !ok:
+		res.Outcome, res.Fault = Faulted, c.fault
+	default:
+		res.Len = in.n
+		cpu.RIP += uint64(in.n)
+		if in.mode != 64 {
+			cpu.RIP &= 0xffffffff
+		}
+		tf := cpu.RFLAGS&flagTF != 0
+		cpu.RFLAGS &^= flagRF
+		if tf { // single step: a trap behind the instruction
+			res.Outcome, res.Fault = Faulted, Fault{Vector: vecDB}
+		}
+	}
+	c.cpu = nil
+}
+
+func disassemble(b []byte, mode int) string {
+	i, err := x86asm.Decode(b, mode)
+	if err != nil {
+		return "not disassembled: " + err.Error()
+	}
+	return x86asm.IntelSyntax(i, 0, nil)
+}
+
+// raise notes an exception and returns false for the caller to return.
+func (c *Completer) raise(vector uint8) bool {
+	c.fault = Fault{Vector: vector}
+	return false
+}
+
+func (c *Completer) raiseErr(vector uint8, code uint32) bool {
+	c.fault = Fault{Vector: vector, HasError: true, ErrorCode: code}
+	return false
+}
+
+func (c *Completer) refuse(why string) decodeEnd {
+	c.why = why
+	return notOnList
+}
+
+// deny is refuse behind the decoder.
+func (c *Completer) deny(why string) bool {
+	c.why = why
+	return false
+}
+
+func (c *Completer) has(feature uint) bool { return c.guest.has>>feature&1 != 0 }
+
+// step checks the decoded instruction as the processor does before it executes
+// it, #UD before #NM before the rest (SDM vol. 3, 6.9), and executes it.
+func (c *Completer) step() bool {
+	in := &c.in
+	f := in.form
+	h := f.hand()
+	if in.lock && h != hGroup9 {
+		return c.raise(vecUD)
+	}
+	if e := f.ext(); e != 0 && e>>(in.reg&7)&1 == 0 {
+		return c.raise(vecUD)
+	}
+	if in.vex {
+		used := f&vvMask != 0 && (f&vvReg == 0 || !in.mem)
+		if in.l && f&l0 != 0 || !in.l && f&l1 != 0 || in.w && f&w0 != 0 || !in.w && f&w1 != 0 ||
+			!used && in.vvvv != 0 {
+			return c.raise(vecUD)
+		}
+		if feature := f.vex(); !c.has(feature) || in.l && !c.has(f.vex256()) {
+			return c.raise(vecUD)
+		}
+		// The register forms of the first broadcasts came with AVX2.
+		if in.mapNo == 2 && in.op&0xFE == 0x18 && !in.mem && !c.has(fAVX2) {
+			return c.raise(vecUD)
+		}
+	} else if !c.has(f.legacy()) {
+		if f&opSize != 0 && f.legacy() != fMOVBE {
+			return c.deny("the guest's processor lacks it and executes another instruction") // bsr for lzcnt
+		}
+		return c.raise(vecUD)
+	}
+	if h == hNone || h == hMask || h == hGather {
+		if in.mem && f&mMask == 0 || !in.mem && f.rm() == 0 {
+			return c.raise(vecUD)
+		}
+		if !c.unitsReady(f.usesV(), f.usesM()) {
+			return false
+		}
+		if in.mode != 64 { // eight registers
+			in.reg &= 7
+			in.rm &= 7
+		}
+	}
+	switch h {
+	case hNone:
+		return c.runForm()
+	case hHint:
+		return true
+	case hUD:
+		return c.raise(vecUD)
+	case hMask:
+		return c.maskmov()
+	case hGather:
+		return c.gather()
+	case hX87:
+		return c.x87()
+	case hX87Env:
+		return c.x87Env()
+	case hX87Wait:
+		if c.cpu.CR0&(cr0MP|cr0TS) == cr0MP|cr0TS {
+			return c.raise(vecNM)
+		}
+		return c.x87Clear()
+	case hGroup15:
+		return c.group15()
+	case hGroup9:
+		return c.group9()
+	case hGroup1:
+		return c.group1()
+	case hVZero:
+		if in.vex {
+			return in.vvvv == 0 && c.unitsReady(true, false) && c.runHost(nil) || c.vvvvUD()
+		}
+		return c.unitsReady(false, true) && c.runHost(nil)
+	}
+	return c.deny("no handler")
+}
+
+func (c *Completer) vvvvUD() bool {
+	if c.in.vvvv != 0 {
+		return c.raise(vecUD)
+	}
+	return false
+}
+
+// unitsReady checks that the guest may use xmm and mmx registers now (SDM
+// vol. 3, 2.5, 13.1 and 12.1; AVX: vol. 2, 2.4).
+func (c *Completer) unitsReady(v, m bool) bool {
+	cpu := c.cpu
+	switch {
+	case !v && !m:
+		return true
+	case v && c.in.vex && (cpu.CR4&cr4OSXSAVE == 0 || cpu.XCR0&(xSSE|xAVX) != xSSE|xAVX):
+		return c.raise(vecUD)
+	case v && !c.in.vex && (cpu.CR4&cr4OSFXSR == 0 || cpu.CR0&cr0EM != 0), m && cpu.CR0&cr0EM != 0:
+		return c.raise(vecUD)
+	case cpu.CR0&cr0TS != 0:
+		return c.raise(vecNM)
+	case m:
+		return c.x87Clear()
+	}
+	return true
+}
+
+// size returns the bytes of the memory operand.
+func (c *Completer) size() int {
+	in := &c.in
+	vl := 16
+	if in.vex && in.l {
+		vl = 32
+	}
+	switch in.form & mMask {
+	case m1:
+		return 1
+	case m2:
+		return 2
+	case m4:
+		return 4
+	case m8:
+		return 8
+	case m10:
+		return 10
+	case m16:
+		return 16
+	case mVL:
+		return vl
+	case mVL2:
+		return vl / 2
+	case mVL4:
+		return vl / 4
+	case mVL8:
+		return vl / 8
+	case mOp:
+		return int(in.opBytes)
+	case mDup:
+		if vl == 32 {
+			return 32
+		}
+		return 8
+	case mW:
+		if in.w {
+			return 8
+		}
+		return 4
+	}
+	return 0
+}
+
+// runForm executes a row of the table on the host.
+func (c *Completer) runForm() bool {
+	in := &c.in
+	f := in.form
+	if !in.mem {
+		if f.rm() == 1 && f&mMask == m1 && f.reg() == 1 {
+			return c.runByteSource()
+		}
+		return c.runHost(nil)
+	}
+	n := c.size()
+	acc := accRead
+	if f&store != 0 {
+		acc = accWrite
+	}
+	if f&(maskVV|maskVS) != 0 {
+		return c.runMasked(n, acc)
+	}
+	lin, ok := c.linear(in.sseg, in.off, n, acc == accWrite)
+	if !ok {
+		return false
+	}
+	if (f&alV != 0 || f&al != 0 && !in.vex) && n >= 16 && lin%uint64(n) != 0 {
+		return c.raiseErr(vecGP, 0)
+	}
+	if !c.prepare(&c.op, lin, n, acc) {
+		return false
+	}
+	data := c.exec.operand(n)
+	if acc == accRead {
+		c.read(&c.op, 0, data)
+	}
+	if !c.runHost(data) {
+		return false
+	}
+	if acc == accWrite {
+		c.write(&c.op, 0, data)
+	}
+	return true
+}
+
+// runByteSource executes crc32 with a byte register, which may be ah to bh and
+// so cannot be renamed: the byte goes through the scratch area.
+func (c *Completer) runByteSource() bool {
+	in := &c.in
+	v := c.cpu.GPR[in.rm]
+	if in.rm >= 4 && !in.rex {
+		v = c.cpu.GPR[in.rm-4] >> 8
+	}
+	data := c.exec.operand(1)
+	data[0] = byte(v)
+	in.mem = true
+	return c.runHost(data)
+}
+
+// runMasked executes a vector load or store that touches only the elements
+// whose mask element in vvvv has its sign set; a page without such an element
+// is not accessed at all (SDM vol. 2, VMASKMOV).
+func (c *Completer) runMasked(n int, acc access) bool {
+	in := &c.in
+	size := 4
+	if in.form&maskVV != 0 && in.w || in.form&maskVS != 0 && in.op&1 != 0 {
+		size = 8
+	}
+	var mask [32]byte
+	if !c.vector(in.vvvv, &mask) {
+		return false
+	}
+	active := func(i int) bool { return mask[i+size-1]&0x80 != 0 }
+	lo, hi := n, 0
+	for i := 0; i < n; i += size {
+		if active(i) {
+			lo, hi = min(lo, i), i+size
+		}
+	}
+	data := c.exec.operand(n)
+	if lo < hi {
+		off := in.off + uint64(lo)
+		lin, ok := c.linear(in.sseg, c.wrap(off), hi-lo, acc == accWrite)
+		if !ok || !c.prepare(&c.op, lin, hi-lo, acc) {
+			return false
+		}
+	}
+	for i := lo; acc == accRead && i < hi; i += size {
+		if active(i) {
+			c.read(&c.op, i-lo, data[i:i+size])
+		}
+	}
+	if !c.runHost(data) {
+		return false
+	}
+	for i := lo; acc == accWrite && i < hi; i += size {
+		if active(i) {
+			c.write(&c.op, i-lo, data[i:i+size])
+		}
+	}
+	return true
+}
+
+// wrap cuts an offset to the address size.
+func (c *Completer) wrap(off uint64) uint64 {
+	switch c.in.adBytes {
+	case 2:
+		return uint64(uint16(off))
+	case 4:
+		return uint64(uint32(off))
+	}
+	return off
+}
