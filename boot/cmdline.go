@@ -36,16 +36,28 @@ func (img *Image) cmdline(o Options) (string, error) {
 		}
 		line, err = linuxCmdline(o.Params, o.Args)
 	default:
-		words := append([]string{o.Params}, o.Args...)
+		words := []string{o.Params}
 		if img.Protocol == ProtocolMultiboot {
-			words = append([]string{o.Name}, words...)
+			words = []string{o.Name, o.Params}
 		}
+		if img.Protocol == ProtocolLinux64 { // made for Firecracker: finds its devices here
+			for _, d := range o.MMIO {
+				words = append(words, d.param())
+			}
+		}
+		words = append(words, o.Args...)
 		line = joinWords(words...)
 	}
 	if err == nil && len(line) > limit {
 		err = fmt.Errorf("%d bytes, this guest takes at most %d: shorten -a or the arguments", len(line), limit)
 	}
 	return line, err
+}
+
+// param names the device on a command line (Linux
+// drivers/virtio/virtio_mmio.c, virtio_mmio.device).
+func (d MMIODevice) param() string {
+	return fmt.Sprintf("virtio_mmio.device=%dK@%#x:%d", d.Size/1024, uint64(d.Base), d.IRQ)
 }
 
 // joinWords joins the words that are not empty.
@@ -74,7 +86,7 @@ func (img *Image) unikraftCmdline(o Options) (string, error) {
 		if d.Size%1024 != 0 {
 			return "", fmt.Errorf("virtio-mmio device at %#x: %d bytes are not whole KiB", uint64(d.Base), d.Size)
 		}
-		added = append(added, fmt.Sprintf("virtio_mmio.device=%dK@%#x:%d", d.Size/1024, uint64(d.Base), d.IRQ))
+		added = append(added, d.param())
 	}
 	head, tail := o.Params, ""
 	switch {

@@ -48,6 +48,10 @@ const PCISlots = 32
 // PCI is bus 0 of the machine: a host bridge with configuration mechanism 1
 // (ports 0xcf8 to 0xcff) and up to 31 functions, one a slot.
 type PCI struct {
+	// Reset serves byte accesses to port 0xcf9, the chipset's reset control
+	// among the configuration ports; nil: there is none.
+	Reset Handler
+
 	ports, mmio *Bus
 
 	mu         sync.Mutex
@@ -365,6 +369,10 @@ func (p *PCI) selected() (*PCIFunction, int) {
 
 // Read implements [Handler] for ports 0xcf8 to 0xcff.
 func (p *PCI) Read(offset uint64, data []byte) {
+	if p.isReset(offset, data) {
+		p.Reset.Read(0, data)
+		return
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if offset < 4 {
@@ -381,6 +389,10 @@ func (p *PCI) Read(offset uint64, data []byte) {
 // Write implements [Handler] for ports 0xcf8 to 0xcff. The address takes 32-bit
 // writes only; narrower ones belong to other chips.
 func (p *PCI) Write(offset uint64, data []byte) {
+	if p.isReset(offset, data) {
+		p.Reset.Write(0, data)
+		return
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if offset < 4 {
@@ -392,6 +404,10 @@ func (p *PCI) Write(offset uint64, data []byte) {
 	if f, register := p.selected(); f != nil {
 		f.write(register+int(offset&3), data)
 	}
+}
+
+func (p *PCI) isReset(offset uint64, data []byte) bool {
+	return offset == PortReset-pciConfigPort && len(data) == 1 && p.Reset != nil
 }
 
 func (f *PCIFunction) read(register int, data []byte) {

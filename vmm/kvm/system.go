@@ -108,4 +108,5 @@ const (
 	nrIRQFD             = 0x76
 	nrIOEventFD         = 0x79
 	nrSignalMSI         = 0xa5
+	nrCreatePIT2        = 0x77
 )

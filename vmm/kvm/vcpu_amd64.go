@@ -14,6 +14,7 @@ type (
 	Segment    = gokvm.Segment
 	Descriptor = gokvm.Descriptor
 	VCPUEvents = gokvm.VCPUEvents
+	Exception  = gokvm.Exception
 )
 
 // IO returns a KVM_EXIT_IO: count accesses of size bytes at port, back to back

@@ -15,15 +15,6 @@ func (v *VM) CreateIRQChip() error {
 	return nil
 }
 
-// CreatePIT creates the i8254 timer in the kernel, without the speaker port
-// (KVM_CREATE_PIT2).
-func (v *VM) CreatePIT() error {
-	if err := gokvm.CreatePIT2(uintptr(v.fd)); err != nil {
-		return fmt.Errorf("KVM_CREATE_PIT2: %w", err)
-	}
-	return nil
-}
-
 // SetTSSAddr gives KVM on Intel three pages of guest address space for itself
 // (KVM_SET_TSS_ADDR).
 func (v *VM) SetTSSAddr(addr uint32) error {

@@ -1,0 +1,295 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/gvmm/gvmm/boot"
+	"github.com/gvmm/gvmm/devices/usernet"
+	"github.com/gvmm/gvmm/vmm"
+)
+
+// machineFlags registers the flags that describe a machine and its image; run
+// and inspect share them. finish builds the configuration after parsing.
+func machineFlags(fs *pflag.FlagSet, cfg *vmm.Config) (finish func(args []string, dash int) error) {
+	var publish []usernet.Forward
+	var noRNG, rng bool
+	var machine, console string
+	fs.VarP(parsed("SIZE", func(s string) (err error) { cfg.Memory, err = parseSize(s); return err }),
+		"memory", "M", "guest RAM: 64M, 1G, or a plain number of MiB (default 64M for unikernels, 512M for Linux)")
+	fs.IntVarP(&cfg.CPUs, "cpus", "c", 1, "number of `vCPUs`")
+	fs.StringVarP(&cfg.Initrd, "initrd", "i", "", "initial RAM disk `FILE` (Linux initramfs, Unikraft initrd0)")
+	fs.StringVarP(&cfg.Params, "append", "a", "", "kernel `PARAMETERS`, kept byte for byte")
+	fs.VarP(parsed("FILE[,ro][,serial=S][,format=raw][,direct]", func(s string) error {
+		d, err := parseDisk(s)
+		cfg.Disks = append(cfg.Disks, d)
+		return err
+	}), "disk", "d", "virtio-blk disk (repeatable)")
+	fs.VarP(parsed("user[,hostfwd=..]|tap[,if=NAME]|none[,mac=MAC]", func(s string) error {
+		n, some, err := parseNet(s)
+		if some {
+			cfg.Nets = append(cfg.Nets, n)
+		}
+		return err
+	}), "net", "n", "virtio-net device (repeatable): user network, with hostfwd=tcp:ADDR:PORT-:PORT, or a tap interface")
+	fs.VarP(parsed("[ADDR:]HOSTPORT:GUESTPORT[/udp]", func(s string) error {
+		f, err := parsePublish(s)
+		publish = append(publish, f)
+		return err
+	}), "publish", "p", "forward a host port to the guest through a user network (repeatable; address 127.0.0.1 unless given)")
+	fs.VarP(parsed("DIR[:TAG][,ro]", func(s string) error {
+		v, err := parseShare(s, len(cfg.Shares))
+		cfg.Shares = append(cfg.Shares, v)
+		return err
+	}), "volume", "v", "share a directory by 9p (repeatable; tags fs0, fs1, ...)")
+	fs.BoolVar(&rng, "rng", false, "give the guest a virtio-rng device (default: where the machine has a place for it)")
+	fs.BoolVar(&noRNG, "no-rng", false, "give it none")
+	fs.StringVar(&console, "console", string(vmm.SerialConsole), "the guest's console: `serial|virtio`")
+	fs.StringVar(&machine, "machine", string(boot.MachineAuto), "platform layout: `auto|pc|microvm`")
+	fs.StringVar(&cfg.Name, "name", "", "`NAME` of the VM (default: image name and process id)")
+	fs.BoolVar(&cfg.NoAuto, "no-auto", false, "add no netdev.ip= or vfs.fstab= parameters for Unikraft images")
+
+	return func(args []string, dash int) error {
+		if dash >= 0 {
+			cfg.Args = args[dash:]
+			args = args[:dash]
+		}
+		switch {
+		case len(args) == 0:
+			return usageError{errors.New("no IMAGE given: name the kernel or unikernel file to boot")}
+		case len(args) > 1:
+			return usageError{fmt.Errorf("more than one IMAGE: %q; arguments for the guest go after --", args)}
+		case rng && noRNG:
+			return usageError{errors.New("--rng and --no-rng exclude each other")}
+		case rng:
+			cfg.RNG = vmm.On
+		case noRNG:
+			cfg.RNG = vmm.Off
+		}
+		cfg.Image = args[0]
+		cfg.Machine, cfg.Console = boot.Machine(machine), vmm.Console(console)
+		return addPublished(cfg, publish)
+	}
+}
+
+// addPublished gives the forwards of -p to the first user network, making one
+// where there is none.
+func addPublished(cfg *vmm.Config, publish []usernet.Forward) error {
+	if len(publish) == 0 {
+		return nil
+	}
+	for i := range cfg.Nets {
+		if cfg.Nets[i].User {
+			cfg.Nets[i].Forwards = append(cfg.Nets[i].Forwards, publish...)
+			return nil
+		}
+	}
+	cfg.Nets = append(cfg.Nets, vmm.Net{User: true, Forwards: publish})
+	return nil
+}
+
+// value is a flag whose text a function parses.
+type value struct {
+	kind  string
+	parse func(string) error
+}
+
+func parsed(kind string, parse func(string) error) *value { return &value{kind, parse} }
+
+func (v *value) String() string     { return "" }
+func (v *value) Set(s string) error { return v.parse(s) }
+func (v *value) Type() string       { return v.kind }
+
+// parseSize reads a memory size in bytes: a number with the unit K, M, G or T,
+// optionally followed by B or iB; without a unit it counts MiB.
+func parseSize(s string) (uint64, error) {
+	t := strings.ToUpper(s)
+	t = strings.TrimSuffix(strings.TrimSuffix(t, "B"), "I")
+	shift := 20
+	if n := len(t); n > 0 {
+		if i := strings.IndexByte("KMGT", t[n-1]); i >= 0 {
+			shift = 10 * (i + 1)
+			t = t[:n-1]
+		}
+	}
+	n, err := strconv.ParseUint(t, 10, 64)
+	if err != nil || n == 0 || n > 1<<(62-shift) {
+		return 0, fmt.Errorf("%q is no memory size: give 64M, 1G, or a number of MiB", s)
+	}
+	return n << shift, nil
+}
+
+// options splits "word,key=value,key" behind the first comma-separated word.
+func options(s string) (first string, rest []string) {
+	parts := strings.Split(s, ",")
+	return parts[0], parts[1:]
+}
+
+func parseDisk(s string) (vmm.Disk, error) {
+	path, opts := options(s)
+	d := vmm.Disk{Path: path}
+	if path == "" {
+		return d, errors.New("no file given")
+	}
+	for _, o := range opts {
+		key, val, _ := strings.Cut(o, "=")
+		switch {
+		case o == "ro":
+			d.ReadOnly = true
+		case o == "direct":
+			d.Direct = true
+		case key == "serial":
+			d.Serial = val
+		case key == "format" && val == "raw":
+			d.Raw = true
+		case key == "format":
+			return d, fmt.Errorf("format=%s is not supported: use raw, after `qemu-img convert -O raw`", val)
+		default:
+			return d, fmt.Errorf("unknown option %q: give ro, direct, serial=S or format=raw", o)
+		}
+	}
+	return d, nil
+}
+
+func parseNet(s string) (n vmm.Net, some bool, err error) {
+	kind, opts := options(s)
+	switch kind {
+	case "user":
+		n.User = true
+	case "tap", "none":
+	default:
+		return n, false, fmt.Errorf("unknown network %q: give user, tap or none", kind)
+	}
+	for _, o := range opts {
+		key, val, _ := strings.Cut(o, "=")
+		switch {
+		case key == "mac" && kind != "none":
+			n.MAC = val
+		case key == "if" && kind == "tap":
+			n.Tap = val
+		case key == "hostfwd" && kind == "user":
+			f, err := parseHostForward(val)
+			if err != nil {
+				return n, false, err
+			}
+			n.Forwards = append(n.Forwards, f)
+		default:
+			return n, false, fmt.Errorf("unknown option %q for network %q", o, kind)
+		}
+	}
+	return n, kind != "none", nil
+}
+
+// parseHostForward reads QEMU's form: tcp|udp:[ADDR]:PORT-[GUESTADDR]:PORT.
+func parseHostForward(s string) (usernet.Forward, error) {
+	bad := func(why string) (usernet.Forward, error) {
+		return usernet.Forward{}, fmt.Errorf("hostfwd=%s: %s; the form is tcp:ADDR:PORT-:PORT", s, why)
+	}
+	proto, rest, ok := strings.Cut(s, ":")
+	if !ok || proto != "tcp" && proto != "udp" && proto != "" {
+		return bad("the protocol is tcp or udp")
+	}
+	if proto == "" {
+		proto = "tcp"
+	}
+	host, guest, ok := strings.Cut(rest, "-")
+	if !ok {
+		return bad("no - between host and guest")
+	}
+	addr, port, err := splitAddrPort(host)
+	if err != nil {
+		return bad(err.Error())
+	}
+	f := usernet.Forward{Proto: proto, HostAddr: addr, HostPort: port}
+	guestAddr, guestPort, ok := cutLast(guest, ":")
+	if !ok {
+		return bad("the guest's part is [ADDR]:PORT")
+	}
+	if guestAddr != "" {
+		if f.GuestAddr, err = netip.ParseAddr(guestAddr); err != nil {
+			return bad(err.Error())
+		}
+	}
+	if f.GuestPort, err = parsePort(guestPort); err != nil {
+		return bad(err.Error())
+	}
+	return f, nil
+}
+
+// parsePublish reads docker's form [ADDR:]HOSTPORT:GUESTPORT[/PROTO].
+func parsePublish(s string) (usernet.Forward, error) {
+	f := usernet.Forward{Proto: "tcp"}
+	rest, proto, ok := strings.Cut(s, "/")
+	if ok {
+		f.Proto = proto
+	}
+	if f.Proto != "tcp" && f.Proto != "udp" {
+		return f, fmt.Errorf("protocol %q: give tcp or udp", proto)
+	}
+	host, guest, ok := cutLast(rest, ":")
+	if !ok {
+		return f, fmt.Errorf("%q: the form is [ADDR:]HOSTPORT:GUESTPORT[/udp]", s)
+	}
+	var err error
+	if f.HostAddr, f.HostPort, err = splitAddrPort(host); err != nil {
+		return f, err
+	}
+	f.GuestPort, err = parsePort(guest)
+	return f, err
+}
+
+// splitAddrPort reads PORT, ADDR:PORT or [IPv6]:PORT; the address is 127.0.0.1
+// unless given.
+func splitAddrPort(s string) (netip.Addr, uint16, error) {
+	addr := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	a, p, ok := cutLast(s, ":")
+	if !ok {
+		p = s
+	} else if a != "" {
+		var err error
+		if addr, err = netip.ParseAddr(strings.Trim(a, "[]")); err != nil {
+			return addr, 0, fmt.Errorf("%q is no IP address", a)
+		}
+	}
+	port, err := parsePort(p)
+	return addr, port, err
+}
+
+func parsePort(s string) (uint16, error) {
+	n, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || n == 0 {
+		return 0, fmt.Errorf("%q is no port: give 1 to 65535", s)
+	}
+	return uint16(n), nil
+}
+
+func cutLast(s, sep string) (before, after string, ok bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
+}
+
+func parseShare(s string, index int) (vmm.Share, error) {
+	path, opts := options(s)
+	dir, tag, ok := cutLast(path, ":")
+	v := vmm.Share{Dir: dir, Tag: tag}
+	if !ok {
+		v.Tag = fmt.Sprintf("fs%d", index)
+	}
+	if v.Dir == "" || v.Tag == "" {
+		return v, fmt.Errorf("%q: the form is DIR[:TAG][,ro]", s)
+	}
+	for _, o := range opts {
+		if o != "ro" {
+			return v, fmt.Errorf("unknown option %q: give ro", o)
+		}
+		v.ReadOnly = true
+	}
+	return v, nil
+}

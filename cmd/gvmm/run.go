@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"time"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+
+	"github.com/gvmm/gvmm/vmm"
+)
+
+const runUsage = `usage: gvmm run [flags] IMAGE [-- ARG...]
+
+Boots IMAGE (a Unikraft unikernel, a Linux bzImage or vmlinux, or any multiboot
+or PVH kernel; the format is found by content) and waits for its end. The
+guest's console is standard input and output; Ctrl-A x on a terminal ends it.
+
+  gvmm run -p 8080:80 -i root.cpio nginx.elf
+  gvmm run -M 512M -c 2 -i initramfs.gz -d disk.img -a 'root=/dev/vda' vmlinuz
+
+Exit status: 0 the guest powered off or reset; N its own code; 124 time-out;
+125 it could not start; 126 the host lacks what was asked for; 130, 143
+interrupted; 139 it crashed. One line on standard error says which and why.
+
+`
+
+// run is `gvmm run`.
+func run(args []string, stdout, stderr io.Writer) (int, error) {
+	var cfg vmm.Config
+	var timeout time.Duration
+	var quiet, dryRun, asJSON bool
+	var level string
+	fs := newFlags("run", runUsage, stdout)
+	finish := machineFlags(fs, &cfg)
+	fs.DurationVar(&timeout, "timeout", 0, "end the VM after `DURATION`, such as 30s")
+	fs.BoolVar(&dryRun, "dry-run", false, "print the launch plan, start nothing")
+	fs.BoolVar(&asJSON, "json", false, "with --dry-run: print it as JSON")
+	fs.BoolVarP(&quiet, "quiet", "q", false, "no messages of gvmm's own, errors apart")
+	fs.StringVar(&level, "log-level", "warn", "gvmm's own messages: `debug|info|warn|error`")
+	if help, err := parse(fs, args, finish); help || err != nil {
+		return vmm.StatusOK, err
+	}
+	switch {
+	case timeout < 0:
+		return 0, usageError{fmt.Errorf("--timeout %v: give a positive duration", timeout)}
+	case asJSON && !dryRun:
+		return 0, usageError{errors.New("--json goes with --dry-run")}
+	case dryRun:
+		return vmm.StatusOK, printPlan(&cfg, stdout, asJSON)
+	}
+	log, err := newLog(stderr, level, quiet)
+	if err != nil {
+		return 0, err
+	}
+	cfg.Log, cfg.Stdout = log, stdout
+
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	if timeout > 0 {
+		time.AfterFunc(timeout, func() {
+			cancel(vmm.Stopped{Status: vmm.StatusTimeout, Why: fmt.Sprintf("--timeout: the guest still ran after %v", timeout)})
+		})
+	}
+	stopOnSignal(cancel)
+	term := openTerminal(os.Stdin, cancel)
+	defer term.restore()
+	cfg.Stdin = term
+
+	m, err := vmm.New(cfg)
+	if err != nil {
+		return 0, err
+	}
+	outcome, err := m.Run(ctx)
+	term.restore()
+	if outcome.Dump != "" {
+		fmt.Fprint(stderr, outcome.Dump)
+	}
+	if !quiet || outcome.Status != vmm.StatusOK {
+		fmt.Fprintf(stderr, "gvmm: %s: %v\n", cfg.Image, outcome)
+	}
+	if err != nil {
+		return outcome.Status, nil // a vCPU thread hangs in a host call: leave it to the end of the process
+	}
+	if err := m.Close(); err != nil {
+		log.Error("close", "err", err)
+	}
+	return outcome.Status, nil
+}
+
+// stopOnSignal ends the VM on SIGINT, SIGTERM and SIGHUP.
+func stopOnSignal(cancel context.CancelCauseFunc) {
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	go func() {
+		switch s := <-c; s {
+		case unix.SIGINT:
+			cancel(vmm.Stopped{Status: vmm.StatusInterrupted, Why: "interrupted by SIGINT"})
+		default:
+			cancel(vmm.Stopped{Status: vmm.StatusTerminated, Why: fmt.Sprintf("ended by signal: %v", s)})
+		}
+	}()
+}
+
+// newFlags returns an empty flag set whose --help prints usage and the flags.
+func newFlags(name, usage string, out io.Writer) *pflag.FlagSet {
+	fs := pflag.NewFlagSet(name, pflag.ContinueOnError)
+	fs.SortFlags = false
+	fs.SetOutput(io.Discard) // errors are printed once, by dispatch
+	fs.Usage = func() { fmt.Fprint(out, usage, fs.FlagUsagesWrapped(100)) }
+	return fs
+}
+
+// parse parses args and has finish check them. help says that --help was
+// printed and nothing is left to do.
+func parse(fs *pflag.FlagSet, args []string, finish func([]string, int) error) (help bool, err error) {
+	err = fs.Parse(args)
+	if errors.Is(err, pflag.ErrHelp) {
+		return true, nil
+	}
+	if err == nil {
+		err = finish(fs.Args(), fs.ArgsLenAtDash())
+	} else {
+		err = usageError{err}
+	}
+	if usage := (usageError{}); errors.As(err, &usage) {
+		return false, fmt.Errorf("%s: %w (`gvmm %s --help` explains)", fs.Name(), err, fs.Name())
+	}
+	return false, err
+}
+
+// newLog returns the logger of gvmm's own messages.
+func newLog(w io.Writer, level string, quiet bool) (*slog.Logger, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, usageError{fmt.Errorf("--log-level %q: give debug, info, warn or error", level)}
+	}
+	if quiet {
+		l = slog.LevelError
+	}
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: l})), nil
+}

@@ -1,0 +1,142 @@
+package vmm
+
+import (
+	"fmt"
+	"net"
+	"os"
+
+	"github.com/gvmm/gvmm/boot"
+	"github.com/gvmm/gvmm/devices/netdev"
+	"github.com/gvmm/gvmm/devices/ninep"
+	"github.com/gvmm/gvmm/devices/usernet"
+	"github.com/gvmm/gvmm/devices/virtio"
+)
+
+// attachDevices creates the virtio devices in the order in which a guest finds
+// them: disks, networks, shares, console, random numbers.
+func (m *VM) attachDevices() error {
+	for _, d := range m.cfg.Disks {
+		if err := m.attachDisk(d); err != nil {
+			return fmt.Errorf("--disk: %w", err)
+		}
+	}
+	for _, n := range m.cfg.Nets {
+		if err := m.attachNet(n); err != nil {
+			return fmt.Errorf("--net: %w", err)
+		}
+	}
+	for _, s := range m.cfg.Shares {
+		if err := m.attachShare(s); err != nil {
+			return fmt.Errorf("--volume: %w", err)
+		}
+	}
+	if m.cfg.Console == VirtioConsole {
+		c := virtio.NewConsole(m.watch)
+		m.input = func(p []byte) bool {
+			_, err := c.Write(p)
+			return err == nil
+		}
+		m.closers = append(m.closers, c)
+		if err := m.attach(c); err != nil {
+			return fmt.Errorf("--console: %w", err)
+		}
+	}
+	if m.cfg.RNG == On {
+		if err := m.attach(&virtio.RNG{}); err != nil {
+			return fmt.Errorf("--rng: %w", err)
+		}
+	}
+	return nil
+}
+
+// attach puts a device behind the machine's transport, at the next place.
+func (m *VM) attach(dev virtio.Device) error {
+	report := func(err error) { m.log.Warn("device error", "device", dev.Name(), "err", err) }
+	var d device
+	var err error
+	if m.plan.Machine == boot.MachineMicroVM {
+		slot, _ := boot.MMIOSlot(len(m.devs)) // the plan has checked the number
+		d, err = virtio.NewMMIO(host{m}, &m.mmio, uint64(slot.Base), slot.IRQ, dev, report)
+	} else {
+		slot, _ := boot.PCISlot(len(m.devs))
+		d, err = virtio.NewPCI(host{m}, m.pci, slot.IRQ, dev, report)
+	}
+	if err != nil {
+		return err
+	}
+	m.devs = append(m.devs, d)
+	return nil
+}
+
+func (m *VM) attachDisk(d Disk) error {
+	if !d.Raw {
+		if err := refuseFormats(d.Path); err != nil {
+			return err
+		}
+	}
+	raw, err := virtio.OpenRaw(d.Path, d.ReadOnly, d.Direct)
+	if err != nil {
+		return err
+	}
+	m.closers = append(m.closers, raw)
+	if note := raw.Note(); note != "" {
+		m.log.Warn("disk", "path", d.Path, "note", note)
+	}
+	blk, err := virtio.NewBlk(raw, d.Serial)
+	if err != nil {
+		return err
+	}
+	return m.attach(blk)
+}
+
+// refuseFormats keeps a disk image in a container format from being taken for
+// a raw one, which a guest would destroy.
+func refuseFormats(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil // opening it properly will say why
+	}
+	defer f.Close()
+	var magic [4]byte
+	if _, err := f.ReadAt(magic[:], 0); err == nil && string(magic[:]) == "QFI\xfb" {
+		return fmt.Errorf("disk %s: a qcow2 image, not a raw one: convert it with `qemu-img convert -O raw`, or say format=raw to use its bytes as they are", path)
+	}
+	return nil
+}
+
+func (m *VM) attachNet(n Net) error {
+	mac := usernet.RandomMAC()
+	if n.MAC != "" {
+		hw, err := net.ParseMAC(n.MAC)
+		if err != nil || len(hw) != len(mac) || hw[0]&1 != 0 {
+			return fmt.Errorf("mac=%s: not the Ethernet address of a station, such as 52:54:00:12:34:56", n.MAC)
+		}
+		copy(mac[:], hw)
+	}
+	var backend netdev.Backend
+	var err error
+	if n.User {
+		backend, err = usernet.New(usernet.Config{MAC: mac, Forwards: n.Forwards})
+	} else {
+		backend, err = netdev.OpenTap(n.Tap)
+	}
+	if err != nil {
+		return err
+	}
+	dev := virtio.NewNet(backend, mac)
+	m.closers = append(m.closers, backend)
+	return m.attach(dev)
+}
+
+func (m *VM) attachShare(s Share) error {
+	srv, err := ninep.NewServer(s.Dir, s.ReadOnly)
+	if err != nil {
+		return err
+	}
+	m.closers = append(m.closers, srv)
+	dev, err := virtio.NewNineP(s.Tag, srv)
+	if err != nil {
+		return err
+	}
+	return m.attach(dev)
+}

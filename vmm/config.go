@@ -1,0 +1,110 @@
+package vmm
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+
+	"github.com/gvmm/gvmm/boot"
+	"github.com/gvmm/gvmm/devices/usernet"
+)
+
+// Config describes a VM. The zero value of a field is its default.
+type Config struct {
+	Image   string // kernel or unikernel file
+	Initrd  string // initial RAM disk file
+	Name    string // for messages; the image's file name by default
+	Memory  uint64 // bytes of RAM; 0: what suits the image
+	CPUs    int    // vCPUs, 1 by default
+	Machine boot.Machine
+
+	Params  string   // kernel parameters, kept byte for byte
+	Args    []string // the application's arguments
+	NoAuto  bool     // add no netdev.ip= or vfs.fstab= for Unikraft images
+	Disks   []Disk
+	Nets    []Net
+	Shares  []Share
+	RNG     Switch
+	Console Console
+
+	Stdin  io.Reader // console input; nil: none
+	Stdout io.Writer // console output, byte for byte; nil: discarded
+	Log    *slog.Logger
+}
+
+// Switch turns a device on or off, or leaves the choice to the monitor.
+type Switch int
+
+// The positions of a [Switch].
+const (
+	Auto Switch = iota
+	On
+	Off
+)
+
+// Console chooses the device that carries the guest's console.
+type Console string
+
+// The consoles.
+const (
+	SerialConsole Console = "serial"
+	VirtioConsole Console = "virtio"
+)
+
+// Disk is a virtio-blk device backed by a raw file or block device.
+type Disk struct {
+	Path     string
+	ReadOnly bool
+	Direct   bool   // bypass the host's page cache (O_DIRECT)
+	Raw      bool   // take the file's bytes as they are, even if they look like another format
+	Serial   string // at most 20 bytes
+}
+
+// Net is a virtio-net device.
+type Net struct {
+	User     bool              // user network, no privileges needed; otherwise a tap
+	Forwards []usernet.Forward // host ports that lead to the guest, for a user network
+	Tap      string            // interface name; "" lets the kernel choose
+	MAC      string            // "" makes one up
+}
+
+// Share is a host directory the guest mounts by 9p.
+type Share struct {
+	Dir      string
+	Tag      string
+	ReadOnly bool
+}
+
+const (
+	maxCPUs   = 64
+	maxSerial = 20
+	maxTag    = 31
+)
+
+// check refuses what cannot work, naming the flag that set it.
+func (c *Config) check() error {
+	switch {
+	case c.CPUs < 1 || c.CPUs > maxCPUs:
+		return fmt.Errorf("--cpus %d: give 1 to %d", c.CPUs, maxCPUs)
+	case c.Memory%4096 != 0:
+		return fmt.Errorf("--memory %d: not a whole number of 4 KiB pages", c.Memory)
+	case c.Console != SerialConsole && c.Console != VirtioConsole:
+		return fmt.Errorf("--console %q: give serial or virtio", c.Console)
+	}
+	for _, d := range c.Disks {
+		if len(d.Serial) > maxSerial {
+			return fmt.Errorf("--disk %s: serial %q is longer than %d bytes", d.Path, d.Serial, maxSerial)
+		}
+	}
+	tags := map[string]bool{}
+	for _, s := range c.Shares {
+		if s.Tag == "" || len(s.Tag) > maxTag {
+			return fmt.Errorf("--volume %s: tag %q: give 1 to %d bytes", s.Dir, s.Tag, maxTag)
+		}
+		if tags[s.Tag] {
+			return fmt.Errorf("--volume %s: tag %q is used twice", s.Dir, s.Tag)
+		}
+		tags[s.Tag] = true
+	}
+	return nil
+}

@@ -1,0 +1,198 @@
+package vmm
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/gvmm/gvmm/boot"
+)
+
+// loaded is a launch plan with the files its regions are read from.
+type loaded struct {
+	plan  *boot.Plan
+	image *boot.Image
+	files []*os.File
+}
+
+func (l *loaded) Close() {
+	for _, f := range l.files {
+		_ = f.Close() // opened for reading
+	}
+}
+
+// open opens a regular file for reading and returns its size. It does not wait
+// for a FIFO's other end.
+func (l *loaded) open(path string) (*os.File, int64, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	if !st.Mode().IsRegular() {
+		return nil, 0, fmt.Errorf("open %s: not a regular file", path)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	l.files = append(l.files, f)
+	return f, st.Size(), nil
+}
+
+// Inspection is what `gvmm inspect` tells: the image, and the plan with which
+// it would start.
+type Inspection struct {
+	Image *boot.Image
+	Plan  *boot.Plan
+	l     *loaded
+}
+
+// Close releases the files behind the plan.
+func (i *Inspection) Close() { i.l.Close() }
+
+// Inspect makes the launch plan of a configuration without touching KVM.
+func Inspect(cfg Config) (*Inspection, error) {
+	if err := cfg.prepare(); err != nil {
+		return nil, err
+	}
+	l, err := loadPlan(&cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &Inspection{Image: l.image, Plan: l.plan, l: l}, nil
+}
+
+// loadPlan opens the configuration's image and makes the launch plan. What the
+// image decides (memory, machine, random numbers) is settled in cfg.
+func loadPlan(cfg *Config) (l *loaded, err error) {
+	l = &loaded{}
+	defer func() {
+		if err != nil {
+			l.Close()
+		}
+	}()
+	f, size, err := l.open(cfg.Image)
+	if err != nil {
+		return nil, fmt.Errorf("image: %w", err)
+	}
+	if l.image, err = boot.OpenLimit(f, size, max(cfg.Memory, boot.DefaultMemoryLinux)); err != nil {
+		return nil, fmt.Errorf("%s: %w", cfg.Image, err)
+	}
+	opts := boot.Options{
+		CPUs: cfg.CPUs, Machine: cfg.Machine, Params: cfg.Params, Args: cfg.Args,
+		Name: filepath.Base(cfg.Image),
+	}
+	if cfg.Initrd != "" {
+		f, size, err := l.open(cfg.Initrd)
+		if err != nil {
+			return nil, fmt.Errorf("--initrd: %w", err)
+		}
+		opts.Initrd = io.NewSectionReader(f, 0, size)
+	}
+	if cfg.Memory == 0 {
+		cfg.Memory = l.image.DefaultMemory()
+	}
+	opts.Memory = cfg.Memory
+	if cfg.Machine == "" || cfg.Machine == boot.MachineAuto {
+		cfg.Machine = l.image.Machine
+	}
+	if cfg.RNG == Auto {
+		cfg.RNG = On
+		if l.image.Unikraft && cfg.Machine == boot.MachineMicroVM && cfg.deviceCount() > boot.MaxUnikraftMMIO {
+			cfg.RNG = Off
+		}
+	}
+	for i := range cfg.deviceCount() {
+		var ok bool
+		if cfg.Machine == boot.MachineMicroVM {
+			var d boot.MMIODevice
+			d, ok = boot.MMIOSlot(i)
+			opts.MMIO = append(opts.MMIO, d)
+		} else {
+			var d boot.PCIDevice
+			d, ok = boot.PCISlot(i)
+			opts.PCI = append(opts.PCI, d)
+		}
+		if !ok {
+			return nil, fmt.Errorf("%d devices: more than the machine %s has room for", cfg.deviceCount(), cfg.Machine)
+		}
+	}
+	if l.image.Unikraft && !cfg.NoAuto {
+		opts.Auto = autoParams(cfg)
+	}
+	if l.plan, err = l.image.Plan(opts); err != nil {
+		return nil, fmt.Errorf("%s: %w", cfg.Image, err)
+	}
+	return l, nil
+}
+
+// deviceCount is the number of virtio devices of the configuration.
+func (c *Config) deviceCount() int {
+	n := len(c.Disks) + len(c.Nets) + len(c.Shares)
+	if c.Console == VirtioConsole {
+		n++
+	}
+	if c.RNG == On {
+		n++
+	}
+	return n
+}
+
+// userNetIP is the guest's address on the user network as Unikraft wants it:
+// address, gateway, name server (package usernet's default plan).
+const userNetIP = "10.0.2.15/24:10.0.2.2:10.0.2.3"
+
+// autoParams are the library parameters that spare a Unikraft user the most
+// common -a: the address of the first network, and what to mount. The initrd,
+// or else the first share, is the root; the other shares lie at /TAG.
+func autoParams(cfg *Config) []string {
+	var params []string
+	if len(cfg.Nets) > 0 && cfg.Nets[0].User {
+		params = append(params, "netdev.ip="+userNetIP)
+	}
+	var mounts []string
+	if cfg.Initrd != "" {
+		mounts = append(mounts, `"initrd0:/:extract::ramfs=2:"`)
+	}
+	for _, s := range cfg.Shares {
+		at := "/"
+		if len(mounts) > 0 {
+			at = "/" + s.Tag
+		}
+		flags := ""
+		if s.ReadOnly {
+			flags = "0x1" // MS_RDONLY
+		}
+		mounts = append(mounts, fmt.Sprintf(`"%s:%s:9pfs:%s::mkmp"`, s.Tag, at, flags))
+	}
+	if len(mounts) > 0 {
+		params = append(params, "vfs.fstab=[ "+strings.Join(mounts, " ")+" ]")
+	}
+	return params
+}
+
+// prepare fills in defaults and checks the configuration.
+func (c *Config) prepare() error {
+	if c.CPUs == 0 {
+		c.CPUs = 1
+	}
+	if c.Console == "" {
+		c.Console = SerialConsole
+	}
+	if c.Stdout == nil {
+		c.Stdout = io.Discard
+	}
+	if c.Log == nil {
+		c.Log = discardLog()
+	}
+	if c.Image == "" {
+		return errors.New("no image given")
+	}
+	if c.Name == "" {
+		c.Name = fmt.Sprintf("%s-%d", filepath.Base(c.Image), os.Getpid())
+	}
+	return c.check()
+}

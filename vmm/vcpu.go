@@ -1,0 +1,112 @@
+package vmm
+
+import (
+	"fmt"
+	"runtime"
+	"sync/atomic"
+
+	"github.com/gvmm/gvmm/vmm/kvm"
+)
+
+// vcpu is one virtual CPU and what its thread keeps for a post-mortem.
+type vcpu struct {
+	*kvm.VCPU
+	vm *VM
+
+	trail [8]exitRecord // the last exits, a ring
+	exits uint64        // how many there were
+
+	arch archVCPU
+}
+
+// exitRecord is one exit in the trail of a vCPU.
+type exitRecord struct {
+	reason uint32
+	addr   uint64 // port or guest physical address, where the reason has one
+	write  bool
+}
+
+// The states of a VM.
+const (
+	running int32 = iota
+	paused
+	stopping
+)
+
+// loop runs the vCPU on its own thread until the VM stops.
+func (c *vcpu) loop() {
+	runtime.LockOSThread()
+	c.Bind()
+	m := c.vm
+	for {
+		if m.state.Load() != running && !m.hold() {
+			return
+		}
+		ok, err := c.Run()
+		if !ok {
+			if err != nil {
+				m.finish(c.crash(err.Error()))
+				return
+			}
+			c.Unkick() // before the state is looked at, so that no kick is lost
+			continue
+		}
+		if o := c.handle(); o != nil {
+			m.finish(*o)
+			return
+		}
+	}
+}
+
+// handle serves one exit. It returns how the VM ends, if it does.
+func (c *vcpu) handle() *Outcome {
+	rec := &c.trail[c.exits%uint64(len(c.trail))]
+	c.exits++
+	*rec = exitRecord{reason: c.ExitReason()}
+	switch rec.reason {
+	case kvm.ExitMMIO:
+		addr, data, write := c.MMIO()
+		rec.addr, rec.write = addr, write
+		if write {
+			c.vm.mmio.Write(addr, data)
+		} else {
+			c.vm.mmio.Read(addr, data)
+		}
+	case kvm.ExitIntr:
+	case kvm.ExitSystemEvent:
+		return c.systemEvent()
+	default:
+		return c.handleArch(rec)
+	}
+	return nil
+}
+
+// System events (KVM_SYSTEM_EVENT_*).
+const (
+	eventShutdown = 1
+	eventReset    = 2
+	eventCrash    = 3
+)
+
+func (c *vcpu) systemEvent() *Outcome {
+	switch kind, data := c.SystemEvent(); kind {
+	case eventShutdown:
+		return &Outcome{Status: StatusOK, Why: "guest powered off"}
+	case eventReset:
+		return &Outcome{Status: StatusOK, Why: "guest reset"}
+	case eventCrash:
+		o := c.crash("guest reported a crash")
+		return &o
+	default:
+		o := c.crash(fmt.Sprintf("KVM system event %d, data %#x", kind, data))
+		return &o
+	}
+}
+
+// crash is the outcome of a vCPU that cannot run on.
+func (c *vcpu) crash(why string) Outcome {
+	return Outcome{Status: StatusCrashed, Why: fmt.Sprintf("guest crashed: vCPU %d: %s", c.ID, why), Dump: c.dump()}
+}
+
+// runState is the state of the VM that vCPU threads look at before each entry.
+type runState struct{ atomic.Int32 }

@@ -1,0 +1,294 @@
+package vmm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/gvmm/gvmm/boot"
+	"github.com/gvmm/gvmm/devices"
+	"github.com/gvmm/gvmm/vmm/kvm"
+	"github.com/gvmm/gvmm/vmm/memory"
+)
+
+// VM is a virtual machine that is ready to run, runs, or has ended.
+type VM struct {
+	cfg  Config
+	plan *boot.Plan
+	log  *slog.Logger
+
+	kvm  *kvm.VM
+	mem  *memory.Guest
+	mmio devices.Bus
+	pio  devices.Bus
+	irqs irqLines
+	archVM
+	cpus []*vcpu
+
+	devs    []device    // in the order they were attached
+	closers []io.Closer // closed after the devices, last first
+	watch   *crashWatch
+	input   func([]byte) bool // console input; false once the console is closed
+
+	state   runState
+	hmu     sync.Mutex
+	changed sync.Cond // state or held changed
+	held    int       // vCPUs waiting in hold
+	threads sync.WaitGroup
+
+	once    sync.Once
+	done    chan struct{} // closed when outcome is set
+	outcome Outcome
+}
+
+// device is an attached virtio transport.
+type device interface {
+	Quiesce() // stop serving queues until Resume
+	Resume()
+	Close() error
+}
+
+// New builds a machine. Nothing of it runs yet. An error that wraps a
+// [LackingError] is the host's fault, any other the configuration's.
+func New(cfg Config) (*VM, error) {
+	if err := cfg.prepare(); err != nil {
+		return nil, err
+	}
+	m := &VM{cfg: cfg, log: cfg.Log, done: make(chan struct{})}
+	m.changed.L = &m.hmu
+	if err := m.build(); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return m, nil
+}
+
+// build makes everything up to the first instruction. What it opened is closed
+// by Close, also when it fails half way.
+func (m *VM) build() error {
+	image, err := loadPlan(&m.cfg)
+	if err != nil {
+		return err
+	}
+	defer image.Close()
+	m.plan = image.plan
+	m.watch = newCrashWatch(m.cfg.Stdout, m.plan)
+
+	sys, err := kvm.Open("/dev/kvm")
+	if err != nil {
+		return &LackingError{err}
+	}
+	defer sys.Close()
+	if m.kvm, err = sys.CreateVM(0); err != nil {
+		return &LackingError{err}
+	}
+	// Memory first: once there is an interrupt controller, KVM waits for a
+	// grace period at every slot.
+	if m.mem, err = memory.New(m.plan.RAM...); err != nil {
+		return err
+	}
+	for i := range m.mem.Regions() {
+		r := &m.mem.Regions()[i]
+		if err := m.kvm.SetMemory(uint32(i), uint64(r.Base), r.Size, r.HostAddr()); err != nil {
+			return err
+		}
+	}
+	if err := m.createPlatform(); err != nil {
+		return err
+	}
+	if err := m.attachDevices(); err != nil {
+		return err
+	}
+	if err := m.plan.Load(m.mem); err != nil {
+		return err
+	}
+	return m.createVCPUs(sys)
+}
+
+func discardLog() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+// Run starts the guest and waits for its end. Cancelling ctx ends the VM; its
+// cause, if it is a [Stopped], is the outcome. Run is called once.
+func (m *VM) Run(ctx context.Context) (Outcome, error) {
+	for _, c := range m.cpus {
+		m.threads.Go(c.loop)
+	}
+	if m.cfg.Stdin != nil {
+		go m.readConsole()
+	}
+	select {
+	case <-m.done:
+	case <-ctx.Done():
+		m.finish(stopOutcome(context.Cause(ctx)))
+	}
+	return m.outcome, m.join()
+}
+
+func stopOutcome(cause error) Outcome {
+	var s Stopped
+	switch {
+	case errors.As(cause, &s):
+		return Outcome(s)
+	case errors.Is(cause, context.DeadlineExceeded):
+		return Outcome{Status: StatusTimeout, Why: "time-out"}
+	default:
+		return Outcome{Status: StatusInterrupted, Why: "stopped: " + cause.Error()}
+	}
+}
+
+// joinTime bounds the wait for vCPU threads at the end. Only a thread that
+// hangs in a host call (a full pipe on standard output) needs that long.
+const joinTime = 2 * time.Second
+
+func (m *VM) join() error {
+	ended := make(chan struct{})
+	go func() {
+		m.threads.Wait()
+		close(ended)
+	}()
+	deadline := time.NewTimer(joinTime)
+	defer deadline.Stop()
+	for {
+		m.kickAll()
+		select {
+		case <-ended:
+			return nil
+		case <-deadline.C:
+			return errors.New("a vCPU thread did not stop: it hangs in a call to the host")
+		}
+	}
+}
+
+// finish ends the VM. Only the first call counts.
+func (m *VM) finish(o Outcome) {
+	m.once.Do(func() {
+		m.outcome = o
+		m.hmu.Lock()
+		m.state.Store(stopping)
+		m.changed.Broadcast()
+		m.hmu.Unlock()
+		m.kickAll()
+		close(m.done)
+	})
+}
+
+// Stop ends a running VM. It returns at once; Run returns the outcome.
+func (m *VM) Stop(o Outcome) { m.finish(o) }
+
+// guestEnd is what devices call when the guest asks for its own end.
+func (m *VM) guestEnd(e devices.End) {
+	m.finish(endOutcome(e, m.watch.crashed()))
+}
+
+// endOutcome turns the guest's own end into an outcome. panicLine is what the
+// guest said on its console when it crashed: many guests panic by resetting.
+func endOutcome(e devices.End, panicLine string) Outcome {
+	switch {
+	case e.Kind == devices.EndCode:
+		return Outcome{Status: e.Code, Why: fmt.Sprintf("guest ended with its own code %d: %s", e.Code, e.Why)}
+	case e.Kind == devices.EndCrash:
+		if panicLine != "" {
+			e.Why += ": " + panicLine
+		}
+		return Outcome{Status: StatusCrashed, Why: "guest crashed: " + e.Why}
+	case panicLine != "":
+		return Outcome{Status: StatusCrashed, Why: "guest crashed: " + panicLine}
+	case e.Kind == devices.EndReset:
+		return Outcome{Status: StatusOK, Why: "guest reset: " + e.Why}
+	default:
+		return Outcome{Status: StatusOK, Why: "guest powered off: " + e.Why}
+	}
+}
+
+func (m *VM) kickAll() {
+	for _, c := range m.cpus {
+		c.Kick()
+	}
+}
+
+// hold keeps a vCPU thread while the VM is paused. It reports whether the vCPU
+// is to run on.
+func (m *VM) hold() bool {
+	m.hmu.Lock()
+	defer m.hmu.Unlock()
+	m.held++
+	m.changed.Broadcast()
+	for m.state.Load() == paused {
+		m.changed.Wait()
+	}
+	m.held--
+	return m.state.Load() == running
+}
+
+// Pause stops every vCPU and every device queue, and returns when they stand
+// still. Pausing a VM that is paused or has ended does nothing.
+func (m *VM) Pause() {
+	m.hmu.Lock()
+	if !m.state.CompareAndSwap(running, paused) {
+		m.hmu.Unlock()
+		return
+	}
+	m.kickAll()
+	for m.held < len(m.cpus) && m.state.Load() == paused {
+		m.changed.Wait()
+	}
+	m.hmu.Unlock()
+	for _, d := range m.devs {
+		d.Quiesce()
+	}
+}
+
+// Resume lets a paused VM run on.
+func (m *VM) Resume() {
+	if m.state.Load() != paused {
+		return
+	}
+	for _, d := range m.devs {
+		d.Resume()
+	}
+	m.hmu.Lock()
+	m.state.CompareAndSwap(paused, running)
+	m.changed.Broadcast()
+	m.hmu.Unlock()
+}
+
+// Plan returns the launch plan the machine was built from.
+func (m *VM) Plan() *boot.Plan { return m.plan }
+
+// Close releases everything. The VM must not be running.
+func (m *VM) Close() error {
+	var errs []error
+	for _, d := range m.devs {
+		errs = append(errs, d.Close())
+	}
+	for i := len(m.closers) - 1; i >= 0; i-- {
+		errs = append(errs, m.closers[i].Close())
+	}
+	for _, c := range m.cpus {
+		errs = append(errs, c.Close())
+	}
+	if m.kvm != nil {
+		errs = append(errs, m.kvm.Close())
+	}
+	if m.mem != nil {
+		errs = append(errs, m.mem.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// readConsole feeds console input to the guest until it or the console ends.
+func (m *VM) readConsole() {
+	buf := make([]byte, 256)
+	for {
+		n, err := m.cfg.Stdin.Read(buf)
+		if n > 0 && !m.input(buf[:n]) {
+			return
+		}
+		if err != nil {
+			return
+		}
+	}
+}
