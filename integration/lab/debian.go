@@ -14,19 +14,21 @@ import (
 	"strings"
 )
 
+// The Debian packages that stand for the current kernel.
+const (
+	CloudKernel   = "linux-image-cloud-amd64" // for clouds: the lab's host, and the usual guest
+	GenericKernel = "linux-image-amd64"       // for all machines: it has 9p, which the other has not
+)
+
 // Kernel is a Debian kernel in the cache.
 type Kernel struct {
-	Image   string   // vmlinuz
-	modules []string // folders searched for modules, in that order
+	Image   string // vmlinuz
+	modules string // the folder of its modules
 }
 
-// DebianKernel fetches Debian's current kernel for clouds of this machine's
-// suite, or takes it from the cache.
-//
-// That kernel has no 9p, which its sister for all machines has, of the same
-// sources: the modules of that one stand behind its own. The kernel compares
-// symbol versions when it loads them, so what does not fit is refused.
-func DebianKernel(ctx context.Context) (*Kernel, error) {
+// DebianKernel fetches the kernel of this machine's suite that a package stands
+// for, or takes it from the cache.
+func DebianKernel(ctx context.Context, pkg string) (*Kernel, error) {
 	cache, err := CacheDir()
 	if err != nil {
 		return nil, err
@@ -36,18 +38,11 @@ func DebianKernel(ctx context.Context) (*Kernel, error) {
 		return nil, err
 	}
 	defer unlock()
-	var k Kernel
-	for _, meta := range []string{"linux-image-cloud-amd64", "linux-image-amd64"} {
-		dir, err := fetchPackage(ctx, cache, meta)
-		if err != nil {
-			return nil, err
-		}
-		k.modules = append(k.modules, filepath.Join(dir, "modules"))
-		if k.Image == "" {
-			k.Image = filepath.Join(dir, "vmlinuz")
-		}
+	dir, err := fetchPackage(ctx, cache, pkg)
+	if err != nil {
+		return nil, err
 	}
-	return &k, nil
+	return &Kernel{Image: filepath.Join(dir, "vmlinuz"), modules: filepath.Join(dir, "modules")}, nil
 }
 
 var imagePackage = regexp.MustCompile(`(?m)^ *Depends: (linux-image-[0-9][^ \n]*)$`)
@@ -130,17 +125,14 @@ func fetch(ctx context.Context, pkg, dir string) error {
 // out: whoever needs it will say so.
 func (k *Kernel) moduleFiles(names ...string) ([]string, error) {
 	files := map[string]string{}
-	for _, dir := range k.modules {
-		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-			name, ok := strings.CutSuffix(moduleName(filepath.Base(path)), ".ko")
-			if err == nil && ok && files[name] == "" {
-				files[name] = path
-			}
-			return err
-		})
-		if err != nil {
-			return nil, err
+	err := filepath.WalkDir(k.modules, func(path string, _ fs.DirEntry, err error) error {
+		if name, ok := strings.CutSuffix(moduleName(filepath.Base(path)), ".ko"); ok {
+			files[name] = path
 		}
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
 	var order []string
 	taken := map[string]bool{}

@@ -22,8 +22,6 @@ import (
 // X86 is a machine with a full-fidelity KVM, emulated by QEMU. Its programs see
 // /dev, /proc, /sys and a writable /tmp. /init is there with its tools.
 type X86 struct {
-	Kernel *Kernel // the host's, also at hand for guests
-
 	dir  string // sockets and archives
 	qemu *VM    // its console is the host kernel's
 	conn *wire.Conn
@@ -54,11 +52,11 @@ func StartX86(ctx context.Context, mib int) (_ *X86, err error) {
 	if err != nil {
 		return nil, err
 	}
-	kernel, err := DebianKernel(ctx)
+	kernel, err := DebianKernel(ctx, CloudKernel)
 	if err != nil {
 		return nil, err
 	}
-	l := &X86{Kernel: kernel, streams: map[uint32]*stream{}, put: map[string]string{}}
+	l := &X86{streams: map[uint32]*stream{}, put: map[string]string{}}
 	if l.dir, err = os.MkdirTemp("", "gvmm-lab"); err != nil {
 		return nil, err
 	}

@@ -35,5 +35,14 @@ void guest(void) {
 	}
 	if (word(how, "refused")) // EVEX vpaddd zmm0: on nobody's list
 		__asm__ volatile(".byte 0x62,0xf1,0x7d,0x48,0xfe,0xc0");
+	if (word(how, "echo")) // until the end of a line
+		for (u8 c = 0; c != '\n';) {
+			if (!(inb(COM1 + 5) & 1))
+				continue;
+			c = inb(COM1);
+			putc(c);
+			if (c == '\n')
+				poweroff();
+		}
 	hang(); // "hlt", and whatever returned
 }
