@@ -143,7 +143,7 @@ func wireMode(mode uint32) uint32 {
 
 // statFixed is a stat's size without the bytes of its five strings; its size[2]
 // does not count itself.
-const statFixed = 61
+const statFixed = 63
 
 // encodeStat appends the stat of the object with attributes st, known as name.
 func (s *Server) encodeStat(e *encoder, st *unix.Statx_t, name string, extension []byte) {
@@ -206,7 +206,7 @@ func (s *Server) ureaddir(c *call, f *fid, off uint64, n int) unix.Errno {
 	c.e.u32(0)
 	full := false
 	var link [unix.PathMax]byte
-	err := s.entries(f.file, f.dirCookie, func(e *entry) bool {
+	err := s.entries(f.file, f.dirCookie, limit, func(e *entry) bool {
 		name := string(e.name)
 		if name == "." || name == ".." { // 9P directories do not list them
 			f.dirCookie = e.next

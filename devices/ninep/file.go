@@ -269,7 +269,10 @@ func (s *Server) fsync(c *call) unix.Errno {
 }
 
 // Layout of linux_dirent64: ino[8] off[8] reclen[2] type[1] name NUL.
-const direntName = 19
+const (
+	direntName = 19
+	direntMax  = 512 // more than the longest takes
+)
 
 // entry is one directory entry as the host lists it.
 type entry struct {
@@ -280,33 +283,34 @@ type entry struct {
 }
 
 // entries calls yield for the entries of the directory fd from position off
-// on until yield returns false.
-func (s *Server) entries(fd int, off int64, yield func(*entry) bool) unix.Errno {
+// on until yield returns false. It expects that to be after about size bytes.
+func (s *Server) entries(fd int, off int64, size int, yield func(*entry) bool) unix.Errno {
 	if _, err := unix.Seek(fd, off, unix.SEEK_SET); err != nil {
 		return errnoOf(err)
 	}
 	var e entry
+	buf := s.dir[:max(direntMax, min(size, len(s.dir)))]
 	for {
-		n, err := unix.Getdents(fd, s.dir)
+		n, err := unix.Getdents(fd, buf)
 		if err == unix.EINTR {
 			continue
 		}
 		if err != nil || n <= 0 {
 			return errnoOf(err)
 		}
-		for b := s.dir[:n]; len(b) > direntName; {
-			size := int(binary.LittleEndian.Uint16(b[16:]))
-			if size <= direntName || size > len(b) {
+		for b := buf[:n]; len(b) > direntName; {
+			reclen := int(binary.LittleEndian.Uint16(b[16:]))
+			if reclen <= direntName || reclen > len(b) {
 				return unix.EIO
 			}
 			e.ino = binary.LittleEndian.Uint64(b)
 			e.next = int64(binary.LittleEndian.Uint64(b[8:]))
 			e.typ = b[18]
-			e.name, _, _ = bytes.Cut(b[direntName:size], []byte{0})
+			e.name, _, _ = bytes.Cut(b[direntName:reclen], []byte{0})
 			if !yield(&e) {
 				return 0
 			}
-			b = b[size:]
+			b = b[reclen:]
 		}
 	}
 }
@@ -327,7 +331,7 @@ func (s *Server) readdir(c *call) unix.Errno {
 	limit := readHeader + int(min(uint64(count), uint64(c.room-readHeader), outSize-readHeader))
 	c.e.u32(0)
 	full := false
-	err := s.entries(f.file, int64(off), func(e *entry) bool {
+	err := s.entries(f.file, int64(off), limit, func(e *entry) bool {
 		// qid[13] offset[8] type[1] name[s]
 		if full = len(c.e.b)+qidSize+11+len(e.name) > limit; full {
 			return false
