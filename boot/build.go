@@ -121,6 +121,9 @@ func (img *Image) complete(o *Options) error {
 	if o.CPUs < 1 || o.CPUs > maxCPUs {
 		return fmt.Errorf("cpus: %d: want 1 to %d", o.CPUs, maxCPUs)
 	}
+	if len(o.MMIO) > 256 || len(o.PCI) > 256 {
+		return fmt.Errorf("%d virtio-mmio and %d PCI devices: want at most 256 of each", len(o.MMIO), len(o.PCI))
+	}
 	for _, d := range o.MMIO {
 		if d.Base < MMIOBase || d.Base >= PCIMemBase || d.Size == 0 || d.Size > uint64(PCIMemBase-d.Base) || d.IRQ > 23 {
 			return fmt.Errorf("virtio-mmio device at %#x with interrupt %d: want %#x to %#x and at most 23", uint64(d.Base), d.IRQ, uint64(MMIOBase), uint64(PCIMemBase)-1)
@@ -141,7 +144,9 @@ func (img *Image) placeInitrd(o Options) (*memory.Range, error) {
 		return nil, nil
 	}
 	size := uint64(o.Initrd.Size())
-	first := roundUp(uint64(max(img.Segments[len(img.Segments)-1].End(), highRAMBase)), pageSize)
+	// One page stays free behind the kernel: Unikraft miscounts the free memory
+	// around a multiboot module that starts where its kernel ends.
+	first := pageSize + roundUp(uint64(max(img.Segments[len(img.Segments)-1].End(), highRAMBase)), pageSize)
 	top := min(o.Memory, uint64(RAMHole))
 	if img.setup != nil {
 		top = min(top, img.setup.initrdMax+1)

@@ -109,7 +109,7 @@ func (img *Image) openELF(head []byte, mb *multibootHeader) error {
 	var hasPVH bool
 	for _, s := range segments {
 		if s.kind == ptNote {
-			img.readNotes(s, h.is64, func(owner string, kind uint32, desc []byte) {
+			img.readNotes(s, func(owner string, kind uint32, desc []byte) {
 				switch {
 				case owner == "Linux", owner == "Xen" && kind == noteXenGuestOS && strings.TrimRight(string(desc), "\x00") == "linux":
 					img.Linux = true
@@ -141,6 +141,9 @@ func (img *Image) openELF(head []byte, mb *multibootHeader) error {
 		img.Protocol = ProtocolMultiboot
 		img.Format = FormatMultiboot
 		img.Notes = append(img.Notes, mb.String())
+		if err := mb.check(); err != nil {
+			return err
+		}
 	case h.is64:
 		img.Protocol = ProtocolLinux64
 	default:
@@ -237,7 +240,7 @@ func perm(flags uint32) string {
 
 // readNotes calls f for the notes of a segment, until one is malformed: notes
 // are hints, an image without them may still boot.
-func (img *Image) readNotes(s elfSegment, is64 bool, f func(owner string, kind uint32, desc []byte)) {
+func (img *Image) readNotes(s elfSegment, f func(owner string, kind uint32, desc []byte)) {
 	b, err := readAt(img.src, img.size, s.off, min(s.filesz, maxNotes))
 	if err != nil {
 		return

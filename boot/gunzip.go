@@ -2,6 +2,7 @@ package boot
 
 import (
 	"compress/gzip"
+	"errors"
 	"fmt"
 	"io"
 )
@@ -37,7 +38,7 @@ func gunzip(r io.Reader, limit uint64) (*chunks, error) {
 			return nil, fmt.Errorf("unpacks to more than %s: give the guest more memory (-M)", humanSize(limit))
 		}
 	}
-	if err != io.EOF {
+	if !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("at offset %#x of the unpacked file: %w", c.size, err)
 	}
 	return c, nil

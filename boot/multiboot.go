@@ -34,6 +34,15 @@ func (h *multibootHeader) String() string {
 	return fmt.Sprintf("multiboot header at file offset %#x, flags %#x", h.offset, h.flags)
 }
 
+// check refuses a header that asks for what gvmm does not give: the first 16
+// flags must be understood (3.1.2).
+func (h *multibootHeader) check() error {
+	if unknown := h.flags & multibootRequired &^ multibootKnown; unknown != 0 {
+		return fmt.Errorf("%v: bits %#x ask for something no loader knows", h, unknown)
+	}
+	return nil
+}
+
 // findMultiboot looks for a multiboot header in the first bytes of a file.
 func findMultiboot(head []byte) *multibootHeader {
 	head = head[:min(len(head), multibootSearch)]
@@ -59,6 +68,9 @@ func findMultiboot(head []byte) *multibootHeader {
 func (img *Image) openMultiboot(h *multibootHeader) error {
 	img.Format, img.Protocol = FormatMultiboot, ProtocolMultiboot
 	img.Notes = append(img.Notes, h.String())
+	if err := h.check(); err != nil {
+		return err
+	}
 	if !h.hasAddresses() {
 		return fmt.Errorf("%v: not an ELF file, and the header does not say where to load it (flag bit 16)", h)
 	}
