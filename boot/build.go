@@ -144,15 +144,14 @@ func (img *Image) placeInitrd(o Options) (*memory.Range, error) {
 		return nil, nil
 	}
 	size := uint64(o.Initrd.Size())
-	// One page stays free behind the kernel: Unikraft miscounts the free memory
-	// around a multiboot module that starts where its kernel ends.
-	first := pageSize + roundUp(uint64(max(img.Segments[len(img.Segments)-1].End(), highRAMBase)), pageSize)
+	end := roundUp(uint64(max(img.Segments[len(img.Segments)-1].End(), highRAMBase)), pageSize)
 	top := min(o.Memory, uint64(RAMHole))
 	if img.setup != nil {
 		top = min(top, img.setup.initrdMax+1)
 	}
+	first := end + initrdGap
 	if first > top || size > top-first {
-		return nil, fmt.Errorf("initrd: %d bytes do not fit between the kernel's end at %#x and %#x", size, first, top)
+		return nil, fmt.Errorf("initrd: %d bytes do not fit between the kernel's end at %#x and %#x", size, end, top)
 	}
 	base := first
 	if img.Protocol != ProtocolMultiboot {
@@ -160,6 +159,10 @@ func (img *Image) placeInitrd(o Options) (*memory.Range, error) {
 	}
 	return &memory.Range{Base: memory.GPA(base), Size: size}, nil
 }
+
+// initrdGap stays free behind the kernel: Unikraft miscounts the free memory
+// around a multiboot module that starts where its kernel ends.
+const initrdGap = pageSize
 
 func (p *Plan) addBytes(name string, base memory.GPA, b []byte) {
 	p.add(name, base, uint64(len(b)), bytes.NewReader(b))

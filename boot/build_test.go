@@ -134,14 +134,14 @@ func TestMultibootPlan(t *testing.T) {
 		t.Errorf("loader %q", name)
 	}
 	mod := guestBytes(t, m, uint64(u32(mbi, 24)), 16)
-	// Behind the kernel's bss, which ends at 0x103000.
-	if start, end := u32(mod, 0), u32(mod, 4); u32(mbi, 20) != 1 || start != 0x103000 || end != start+5000 {
+	// A page behind the kernel's bss, which ends at 0x103000.
+	if start, end := u32(mod, 0), u32(mod, 4); u32(mbi, 20) != 1 || start != 0x104000 || end != start+5000 {
 		t.Errorf("%d modules, the first at %#x-%#x", u32(mbi, 20), start, end)
 	}
 	if name := cstring(guestBytes(t, m, uint64(u32(mod, 8)), 16)); name != "initrd" {
 		t.Errorf("module string %q", name)
 	}
-	if b := guestBytes(t, m, 0x103000, 5001); !bytes.Equal(b[:5000], bytes.Repeat([]byte{'i'}, 5000)) || b[5000] != 0 {
+	if b := guestBytes(t, m, 0x104000, 5001); !bytes.Equal(b[:5000], bytes.Repeat([]byte{'i'}, 5000)) || b[5000] != 0 {
 		t.Error("initrd's bytes differ")
 	}
 	if b := guestBytes(t, m, 0x101000, 0x2000); string(b[:4]) != "data" || !bytes.Equal(b[4:], make([]byte, 0x1ffc)) {
@@ -373,7 +373,7 @@ func TestPlanRefusals(t *testing.T) {
 func TestMinMemory(t *testing.T) {
 	for _, file := range [][]byte{goodMultiboot().build(), goodELF64().build(), goodBzImage(), goodVmlinux().build()} {
 		img := mustOpen(t, file)
-		for _, n := range []int{0, 1, mib, 3*mib + 5} {
+		for _, n := range []int{0, 1, mib, 3*mib + 5, 3*mib - 0x3000, 3*mib - 0x4000, 3*mib - 0x5000} {
 			need := img.MinMemory(int64(n))
 			mustPlan(t, img, Options{Memory: need, Initrd: initrd(n)})
 			if _, err := img.Plan(Options{Memory: need - 1*mib, Initrd: initrd(n)}); err == nil {

@@ -154,7 +154,11 @@ func (img *Image) MinMemory(initrd int64) uint64 {
 	if n := len(img.Segments); n > 0 {
 		end = max(end, uint64(img.Segments[n-1].End()))
 	}
-	return roundUp(roundUp(end, pageSize)+roundUp(uint64(max(initrd, 0)), pageSize)+1, 1<<20)
+	end = roundUp(end, pageSize)
+	if initrd > 0 {
+		end += initrdGap + roundUp(uint64(initrd), pageSize)
+	}
+	return roundUp(end+1, 1<<20)
 }
 
 // checkSegments sorts the segments and refuses those that overlap each other
