@@ -61,34 +61,48 @@ func (c *Console) String() string {
 // Expect waits until text appears behind the place the last Expect reached.
 // It fails with [ErrTimeout] or [ErrEnded].
 func (c *Console) Expect(text string, timeout time.Duration) error {
-	_, err := c.ExpectMatch(regexp.MustCompile(regexp.QuoteMeta(text)), timeout)
+	_, err := c.expect(fmt.Sprintf("%q", text), func(b []byte) []int {
+		if i := bytes.Index(b, []byte(text)); i >= 0 {
+			return []int{i, i + len(text)}
+		}
+		return nil
+	}, timeout)
 	return err
 }
 
 // ExpectMatch is [Console.Expect] for a regular expression. It returns the
 // match and its groups.
 func (c *Console) ExpectMatch(re *regexp.Regexp, timeout time.Duration) ([]string, error) {
+	return c.expect(fmt.Sprintf("match of %q", re), re.FindSubmatchIndex, timeout)
+}
+
+// expect waits until find finds something: pairs of indices as of
+// [regexp.Regexp.FindSubmatchIndex].
+func (c *Console) expect(what string, find func([]byte) []int, timeout time.Duration) ([]string, error) {
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	for {
-		match, change, err := c.look(re)
-		if match != nil || err != nil {
-			return match, err
+		match, change, err := c.look(find)
+		if match != nil {
+			return match, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("expect %s: %w", what, err)
 		}
 		select {
 		case <-change:
 		case <-timer.C:
-			return nil, fmt.Errorf("expect %q: %w after %v; the console ends with %q", re, ErrTimeout, timeout, c.tail())
+			return nil, fmt.Errorf("expect %s: %w after %v; the console ends with %q", what, ErrTimeout, timeout, c.tail())
 		}
 	}
 }
 
 // look searches once. Without a match it returns a channel that tells of news.
-func (c *Console) look(re *regexp.Regexp) ([]string, <-chan struct{}, error) {
+func (c *Console) look(find func([]byte) []int) ([]string, <-chan struct{}, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	rest := c.buf[c.seen:]
-	if at := re.FindSubmatchIndex(rest); at != nil {
+	if at := find(rest); at != nil {
 		c.seen += at[1]
 		match := make([]string, len(at)/2)
 		for i := range match {
@@ -99,7 +113,7 @@ func (c *Console) look(re *regexp.Regexp) ([]string, <-chan struct{}, error) {
 		return match, nil, nil
 	}
 	if c.ended {
-		return nil, nil, fmt.Errorf("expect %q: %w with %q", re, ErrEnded, tail(c.buf))
+		return nil, nil, fmt.Errorf("%w with %q", ErrEnded, tail(c.buf))
 	}
 	if c.change == nil {
 		c.change = make(chan struct{})

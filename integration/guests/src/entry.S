@@ -102,7 +102,6 @@ trap_common:
 
 	.data
 	.balign 8
-	.global gdtr
 gdtr:	.word	gdt_end - gdt - 1
 	.quad	gdt
 	.balign 8
@@ -111,6 +110,8 @@ gdt:	.quad	0
 	.quad	0x00cf93000000ffff	// 10 data, ring 0
 	.quad	0x00cff3000000ffff	// 18 data, ring 3
 	.quad	0x00affb000000ffff	// 20 code, ring 3
+	.global tss_descriptor
+tss_descriptor: .quad 0, 0		// 28, for who needs one
 gdt_end:
 
 	.balign 4096

@@ -22,7 +22,7 @@ void guest(void) {
 		outb(0x505, 1);
 	if (word(how, "triple")) {
 		static const u16 none[5];
-		__asm__ volatile("lidt %0; int3" ::"m"(none));
+		__asm__ volatile("lidt %0; ud2" ::"m"(none));
 	}
 	if (word(how, "spin"))
 		for (;;)

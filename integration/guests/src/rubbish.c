@@ -202,10 +202,13 @@ static void ports(void) {
 		u32 w = below(3);
 		if (p + (1 << w) > 0x10000 || ends(p, 1 << w))
 			continue;
-		switch (w) {
-		case 0: outb(p, rnd()); inb(p); break;
-		case 1: outw(p, rnd()); inw(p); break;
-		case 2: outl(p, rnd()); inl(p); break;
+		switch (w + 3 * !below(4)) {
+		case 0: outb(p, rnd()); break;
+		case 1: outw(p, rnd()); break;
+		case 2: outl(p, rnd()); break;
+		case 3: inb(p); break;
+		case 4: inw(p); break;
+		case 5: inl(p); break;
 		}
 	}
 }
