@@ -3,7 +3,9 @@
 // network is in its own package.
 package netdev
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+)
 
 // HeaderSize is the length of the header in front of every frame: struct
 // virtio_net_hdr with num_buffers, little-endian (virtio 1.3 5.1.6).
@@ -47,7 +49,7 @@ type Backend interface {
 	// the back end has been closed or is broken for good. Packets wait in the
 	// back end for as long as nobody calls Receive: there the flow is stopped.
 	Wait() error
-	// Close ends the network; Wait and Receive return an error from then on.
+	// Close ends the network; Wait and Receive return [os.ErrClosed] from then on.
 	Close() error
 }
 

@@ -164,7 +164,7 @@ func (t *Tap) Receive(buf []byte) (int, error) {
 	err := t.conn.Read(t.read)
 	t.buf = nil
 	if err != nil {
-		return 0, err
+		return 0, t.closed(err)
 	}
 	switch {
 	case t.err == nil:
@@ -177,7 +177,17 @@ func (t *Tap) Receive(buf []byte) (int, error) {
 }
 
 // Wait implements [Backend].
-func (t *Tap) Wait() error { return t.conn.Read(t.readable) }
+func (t *Tap) Wait() error {
+	if err := t.conn.Read(t.readable); err != nil {
+		return t.closed(err)
+	}
+	return nil
+}
+
+// closed gives the poller's error the identity that is documented.
+func (t *Tap) closed(err error) error {
+	return fmt.Errorf("tap %s: %w (%w)", t.name, os.ErrClosed, err)
+}
 
 // Close implements [Backend].
 func (t *Tap) Close() error { return t.file.Close() }

@@ -92,9 +92,8 @@ func (n *Network) dhcp(req []byte) {
 			put(optLease, 0, dhcpLease>>16, dhcpLease>>8&0xff, dhcpLease&0xff)
 		}
 		mask := ^uint32(0) << (32 - n.prefix.Bits())
-		last := binary.BigEndian.Uint32(n.prefix.Addr().AsSlice()) | ^mask
 		put(optMask, binary.BigEndian.AppendUint32(nil, mask)...)
-		put(optBroadcast, binary.BigEndian.AppendUint32(nil, last)...)
+		putAddr(optBroadcast, n.broadcast)
 		putAddr(optRouter, n.host)
 		putAddr(optDNS, n.dns)
 		put(optMTU, byte(n.mtu>>8), byte(n.mtu))

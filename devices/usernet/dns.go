@@ -16,6 +16,15 @@ func (n *Network) nameServer() (netip.AddrPort, error) {
 	if n.resolver.IsValid() {
 		return n.resolver, nil
 	}
+	r, err := hostResolver()
+	if err != nil && n.firstResolver.IsValid() {
+		return n.firstResolver, nil
+	}
+	return r, err
+}
+
+// hostResolver returns the first name server of the host's.
+func hostResolver() (netip.AddrPort, error) {
 	f, err := os.Open(resolvConf)
 	if err != nil {
 		return netip.AddrPort{}, err

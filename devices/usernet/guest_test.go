@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -34,6 +35,8 @@ type testGuest struct {
 	*stack.Stack
 	addr netip.Addr
 	stop func()
+
+	bigIn, bigOut atomic.Int32 // packets that are to be segmented
 }
 
 // newNetwork starts a network that is closed at the end of the test.
@@ -53,14 +56,23 @@ func newNetwork(t testing.TB, cfg Config) *Network {
 }
 
 // startGuest attaches a guest with the address that DHCP would give it.
-func startGuest(t testing.TB, n *Network) *testGuest {
+func startGuest(t testing.TB, n *Network) *testGuest { return startGuestWith(t, n, 0) }
+
+func startGuestWith(t testing.TB, n *Network, o netdev.Offloads) *testGuest {
 	t.Helper()
+	if err := n.SetOffloads(o); err != nil {
+		t.Fatal(err)
+	}
 	g := &testGuest{addr: n.guest}
 	g.Stack = stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, arp.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4},
 	})
 	wire := channel.New(4096, uint32(n.mtu)+etherHeader, tcpip.LinkAddress(guestMAC[:]))
+	if o != 0 {
+		wire.LinkEPCapabilities = stack.CapabilityRXChecksumOffload
+		wire.SupportedGSOKind = stack.HostGSOSupported
+	}
 	if err := g.CreateNIC(1, ethernet.New(wire)); err != nil {
 		t.Fatal(err)
 	}
@@ -87,6 +99,14 @@ func startGuest(t testing.TB, n *Network) *testGuest {
 			for _, s := range p.AsSlices() {
 				pkt = append(pkt, s...)
 			}
+			if gso := p.GSOOptions; gso.Type != stack.GSONone {
+				h := netdev.Header{Flags: netdev.FlagNeedsChecksum, CsumStart: etherHeader + gso.L3HdrLen, CsumOffset: gso.CsumOffset}
+				if p.Data().Size() > int(gso.MSS) {
+					h.GSOType, h.GSOSize = netdev.GSOTCPv4, gso.MSS
+					g.bigOut.Add(1)
+				}
+				h.Put(pkt)
+			}
 			p.DecRef()
 			if err := n.Send(pkt); err != nil {
 				t.Errorf("Send: %v", err)
@@ -101,6 +121,13 @@ func startGuest(t testing.TB, n *Network) *testGuest {
 				k, err := n.Receive(buf)
 				if k == 0 || err != nil {
 					break
+				}
+				h := netdev.ParseHeader(buf)
+				if !h.Check(k-netdev.HeaderSize, o) {
+					t.Errorf("header %+v", h)
+				}
+				if h.GSOType != 0 {
+					g.bigIn.Add(1)
 				}
 				p := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(buf[netdev.HeaderSize:k])})
 				wire.InjectInbound(0, p)

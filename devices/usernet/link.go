@@ -303,7 +303,7 @@ func (n *Network) ip(b []byte) {
 		n.dhcp(b[ihl+header.UDPMinimumSize:])
 		return
 	}
-	if outside(src) || outside(dst) {
+	if outside(src) || outside(dst) || dst == n.broadcast {
 		return
 	}
 	n.aliveOnce.Do(func() { close(n.alive) })

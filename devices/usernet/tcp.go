@@ -30,12 +30,6 @@ type guestConn struct {
 	ep tcpip.Endpoint
 }
 
-// reset ends the connection so that the guest learns that data was lost.
-func (g guestConn) reset() {
-	g.ep.SocketOptions().SetLinger(tcpip.LingerOption{Enabled: true})
-	_ = g.Close()
-}
-
 func resetHost(c *net.TCPConn) {
 	_ = c.SetLinger(0)
 	_ = c.Close()

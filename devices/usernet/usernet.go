@@ -11,6 +11,7 @@ package usernet
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -69,7 +70,8 @@ type Config struct {
 	MTU      int
 	Forwards []Forward
 	// Resolver answers the guest's name queries. The zero value is the first
-	// name server in the host's resolv.conf at the time of the query.
+	// name server in the host's resolv.conf at the time of the query, or, when
+	// that cannot be read any more, at the start.
 	Resolver netip.AddrPort
 }
 
@@ -78,8 +80,10 @@ type Config struct {
 type Network struct {
 	prefix            netip.Prefix
 	host, dns, guest  netip.Addr
+	broadcast         netip.Addr // of the prefix
 	mtu               int
-	resolver          netip.AddrPort
+	resolver          netip.AddrPort // fixed by the configuration
+	firstResolver     netip.AddrPort // the host's when the network started
 	gatewayMAC        [6]byte
 	guestMAC          atomic.Uint64
 	stack             *stack.Stack
@@ -118,9 +122,11 @@ func New(cfg Config) (*Network, error) {
 	n := &Network{prefix: cfg.Prefix.Masked(), mtu: cfg.MTU, resolver: cfg.Resolver,
 		up: make(chan struct{}), alive: make(chan struct{})}
 	n.host, n.dns, n.guest = nth(n.prefix, 2), nth(n.prefix, 3), nth(n.prefix, 15)
+	n.broadcast = lastOf(n.prefix)
 	a := n.host.As4()
 	n.gatewayMAC = [6]byte{0x52, 0x55, a[0], a[1], a[2], a[3]}
 	n.setGuestMAC(cfg.MAC)
+	n.firstResolver, _ = hostResolver() // without one queries fail
 	n.buffers.New = func() any { return new([copyBuffer]byte) }
 	n.flows.init()
 	n.ctx, n.cancel = context.WithCancel(context.Background())
@@ -146,6 +152,12 @@ func New(cfg Config) (*Network, error) {
 func nth(p netip.Prefix, i byte) netip.Addr {
 	a := p.Addr().As4()
 	a[3] += i
+	return netip.AddrFrom4(a)
+}
+
+func lastOf(p netip.Prefix) netip.Addr {
+	a := p.Addr().As4()
+	binary.BigEndian.PutUint32(a[:], binary.BigEndian.Uint32(a[:])|^uint32(0)>>p.Bits())
 	return netip.AddrFrom4(a)
 }
 

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -48,6 +47,33 @@ func TestTCPOut(t *testing.T) {
 		t.Errorf("guest reads %q, %v", b, err)
 	}
 	_ = c.Close()
+}
+
+// With offloads the guest leaves checksums and segmentation to the network, and
+// takes packets that are larger than the MTU.
+func TestOffloads(t *testing.T) {
+	n := newNetwork(t, Config{})
+	g := startGuestWith(t, n, netdev.Checksum|netdev.TSO4)
+	to := hostTCP(t, n, func(c *net.TCPConn) {
+		_, _ = io.Copy(c, c)
+		_ = c.CloseWrite()
+	})
+	c := g.dial(t, to)
+	msg := make([]byte, 4_000_000)
+	for i := range msg {
+		msg[i] = byte(i * 31 >> 7)
+	}
+	go func() {
+		_, _ = c.Write(msg)
+		_ = c.CloseWrite()
+	}()
+	if b, err := io.ReadAll(c); err != nil || !bytes.Equal(b, msg) {
+		t.Errorf("%d bytes came back, %v", len(b), err)
+	}
+	_ = c.Close()
+	if g.bigIn.Load() == 0 || g.bigOut.Load() == 0 {
+		t.Errorf("%d large packets to the guest, %d from it", g.bigIn.Load(), g.bigOut.Load())
+	}
 }
 
 // A host that ends its direction first still gets what the guest sends.
@@ -640,12 +666,17 @@ func FuzzFrames(f *testing.F) {
 }
 
 func BenchmarkTCPOut(b *testing.B) {
+	for name, o := range map[string]netdev.Offloads{"plain": 0, "offloads": netdev.Checksum | netdev.TSO4} {
+		b.Run(name, func(b *testing.B) { benchmarkTCPOut(b, o) })
+	}
+}
+
+func benchmarkTCPOut(b *testing.B, o netdev.Offloads) {
 	n := newNetwork(b, Config{})
-	g := startGuest(b, n)
+	g := startGuestWith(b, n, o)
 	to := hostTCP(b, n, func(c *net.TCPConn) { _, _ = io.Copy(io.Discard, c) })
 	c := g.dial(b, to)
 	buf := make([]byte, 64<<10)
-	rand.NewChaCha8([32]byte{}).Read(buf)
 	b.SetBytes(int64(len(buf)))
 	for b.Loop() {
 		if _, err := c.Write(buf); err != nil {
