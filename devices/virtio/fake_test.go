@@ -317,8 +317,8 @@ func newMMIODriver(t testing.TB, m *fakeMachine, dev Device, report func(error))
 	}
 }
 
-func configSpace(m *fakeMachine, slot int) (in func(reg, width int) uint64, out func(reg, width int, v uint64)) {
-	sel := func(reg int) { m.out(true, 0xcf8, 4, 1<<31|uint64(slot)<<11|uint64(reg&^3)) }
+func configSpace(m *fakeMachine) (in func(reg, width int) uint64, out func(reg, width int, v uint64)) {
+	sel := func(reg int) { m.out(true, 0xcf8, 4, 1<<31|1<<11|uint64(reg&^3)) }
 	in = func(reg, width int) uint64 { sel(reg); return m.in(true, 0xcfc+uint64(reg&3), width) }
 	out = func(reg, width int, v uint64) { sel(reg); m.out(true, 0xcfc+uint64(reg&3), width, v) }
 	return in, out
@@ -339,7 +339,7 @@ func newPCIDevice(t testing.TB, m *fakeMachine, dev Device, report func(error)) 
 
 func newLegacyDriver(t testing.TB, m *fakeMachine, dev Device, report func(error)) *driver {
 	d := newPCIDevice(t, m, dev, report)
-	cfg, _ := configSpace(m, 1)
+	cfg, _ := configSpace(m)
 	if id := cfg(0, 4); id&0xffff != 0x1af4 || id>>16 < 0x1000 || id>>16 > 0x103f {
 		t.Fatalf("device id %#x", id)
 	}
@@ -381,7 +381,7 @@ func newLegacyDriver(t testing.TB, m *fakeMachine, dev Device, report func(error
 // newModernDriver finds the structures through the capabilities, as Linux does.
 func newModernDriver(t testing.TB, m *fakeMachine, dev Device, report func(error), msi bool) *driver {
 	d := newPCIDevice(t, m, dev, report)
-	cfg, cfgOut := configSpace(m, 1)
+	cfg, cfgOut := configSpace(m)
 	where := map[uint64]uint64{}
 	var multiplier, table uint64
 	base := cfg(0x14, 4)

@@ -65,7 +65,7 @@ func (t *transport) open(m devices.Machine, dev Device, irq interrupter, report 
 	for range dev.QueueSizes() {
 		w, err := newWorker()
 		if err != nil {
-			t.closeWorkers()
+			_ = t.closeWorkers()
 			return fmt.Errorf("%s: %w", dev.Name(), err)
 		}
 		t.workers = append(t.workers, w)
