@@ -332,7 +332,7 @@ func TestPlanInvariants(t *testing.T) {
 
 func TestPlanRefusals(t *testing.T) {
 	low := goodMultiboot()
-	low.segments = append(low.segments, load(0x10000, testCode, 300))
+	low.segments = append(low.segments, load(0x20000, testCode, 300))
 	big := goodELF64()
 	big.segments[1].memsz = 11*mib - 0x1000
 	uk := goodELF64(".uk_inittab").build()
@@ -433,5 +433,27 @@ func TestPrint(t *testing.T) {
 	}
 	if back.Protocol != "multiboot" || len(back.Regions) != len(p.Regions) || len(back.Regions[0].SHA256) != 64 || back.X86.RIP != 0x100010 {
 		t.Errorf("%s", b)
+	}
+}
+
+// BenchmarkPlan is everything this package does for a small unikernel between
+// exec and the first instruction of the guest.
+func BenchmarkPlan(b *testing.B) {
+	e := goodMultiboot(".uk_inittab", ".uk_libparam_params")
+	e.segments[0] = load(0x100000, make([]byte, 256<<10), 256<<10)
+	e.segments[1].paddr = 0x180000
+	file := e.build()
+	p := mustPlan(b, mustOpen(b, file), Options{Memory: 64 * mib})
+	m, err := memory.New(p.RAM...)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = m.Close() }()
+	b.ReportAllocs()
+	for b.Loop() {
+		img := mustOpen(b, file)
+		if err := mustPlan(b, img, Options{Memory: 64 * mib, PCI: []PCIDevice{{1, 5}}}).Load(m); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

@@ -14,8 +14,8 @@ import (
 //	0x0000_7000  zero page                 Linux 64-bit entry
 //	0x0000_8ff0  first stack               Linux 64-bit entry
 //	0x0000_9000  page tables, 6 pages      Linux 64-bit entry
-//	0x0001_0000  multiboot information     multiboot
 //	0x0002_0000  command line, 64 KiB
+//	0x0009_f000  multiboot information     multiboot
 //	0x0009_fc00  end of low memory; reserved up to video memory
 //	0x000f_0000  ACPI tables, 64 KiB
 //	0x0010_0000  the image, then free memory up to the end of RAM
@@ -37,8 +37,8 @@ const (
 	zeroPageBase  memory.GPA = 0x7000
 	bootStack     memory.GPA = 0x8ff0
 	pageTableBase memory.GPA = 0x9000
-	multibootBase memory.GPA = 0x10000
 	cmdlineBase   memory.GPA = 0x20000
+	multibootBase memory.GPA = 0x9f000 // flat test guests are linked as low as 16 KiB
 	lowRAMEnd     memory.GPA = 0x9fc00
 	videoRAM      memory.GPA = 0xa0000
 	acpiBase      memory.GPA = 0xf0000
