@@ -67,19 +67,22 @@ func Inspect(cfg Config) (*Inspection, error) {
 
 // loadPlan opens the configuration's image and makes the launch plan. What the
 // image decides (memory, machine, random numbers) is settled in cfg.
-func loadPlan(cfg *Config) (l *loaded, err error) {
-	l = &loaded{}
-	defer func() {
-		if err != nil {
-			l.Close()
-		}
-	}()
+func loadPlan(cfg *Config) (*loaded, error) {
+	l := &loaded{}
+	if err := l.load(cfg); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+func (l *loaded) load(cfg *Config) error {
 	f, size, err := l.open(cfg.Image)
 	if err != nil {
-		return nil, fmt.Errorf("image: %w", err)
+		return fmt.Errorf("image: %w", err)
 	}
 	if l.image, err = boot.OpenLimit(f, size, max(cfg.Memory, boot.DefaultMemoryLinux)); err != nil {
-		return nil, fmt.Errorf("%s: %w", cfg.Image, err)
+		return fmt.Errorf("%s: %w", cfg.Image, err)
 	}
 	opts := boot.Options{
 		CPUs: cfg.CPUs, Machine: cfg.Machine, Params: cfg.Params, Args: cfg.Args,
@@ -88,7 +91,7 @@ func loadPlan(cfg *Config) (l *loaded, err error) {
 	if cfg.Initrd != "" {
 		f, size, err := l.open(cfg.Initrd)
 		if err != nil {
-			return nil, fmt.Errorf("--initrd: %w", err)
+			return fmt.Errorf("--initrd: %w", err)
 		}
 		opts.Initrd = io.NewSectionReader(f, 0, size)
 	}
@@ -101,8 +104,8 @@ func loadPlan(cfg *Config) (l *loaded, err error) {
 	}
 	if cfg.RNG == Auto {
 		cfg.RNG = On
-		if l.image.Unikraft && cfg.Machine == boot.MachineMicroVM && cfg.deviceCount() > boot.MaxUnikraftMMIO {
-			cfg.RNG = Off
+		if l.image.Unikraft && cfg.Machine == boot.MachineMicroVM && (!l.image.LibParams || cfg.deviceCount() > boot.MaxUnikraftMMIO) {
+			cfg.RNG = Off // its place on the command line is for the application, or taken
 		}
 	}
 	for i := range cfg.deviceCount() {
@@ -117,16 +120,16 @@ func loadPlan(cfg *Config) (l *loaded, err error) {
 			opts.PCI = append(opts.PCI, d)
 		}
 		if !ok {
-			return nil, fmt.Errorf("%d devices: more than the machine %s has room for", cfg.deviceCount(), cfg.Machine)
+			return fmt.Errorf("%d devices: more than the machine %s has room for", cfg.deviceCount(), cfg.Machine)
 		}
 	}
 	if l.image.Unikraft && !cfg.NoAuto {
 		opts.Auto = autoParams(cfg)
 	}
 	if l.plan, err = l.image.Plan(opts); err != nil {
-		return nil, fmt.Errorf("%s: %w", cfg.Image, err)
+		return fmt.Errorf("%s: %w", cfg.Image, err)
 	}
-	return l, nil
+	return nil
 }
 
 // deviceCount is the number of virtio devices of the configuration.

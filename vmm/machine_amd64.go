@@ -12,7 +12,7 @@ import (
 
 // tssAddr is where KVM on Intel keeps three pages of its own, in the hole below
 // 4 GiB where firmware would be.
-const tssAddr = 0xfffbd000
+const tssAddr = uint64(boot.KVMTSS)
 
 const (
 	portCOM1 = 0x3f8
@@ -23,7 +23,7 @@ const (
 // createPlatform makes the interrupt controllers and the devices that are not
 // virtio.
 func (m *VM) createPlatform() error {
-	if err := errors.Join(m.kvm.SetTSSAddr(tssAddr), m.kvm.CreateIRQChip(), m.kvm.CreatePIT()); err != nil {
+	if err := errors.Join(m.kvm.SetTSSAddr(uint32(tssAddr)), m.kvm.CreateIRQChip(), m.kvm.CreatePIT()); err != nil {
 		return &LackingError{err}
 	}
 	com1, err := host{m}.EdgeLine(gsiCOM1)
