@@ -178,15 +178,8 @@ func (c *Completer) maskmov() bool {
 	n := 16
 	var data, mask [32]byte
 	if in.form.usesM() {
-		// Any MMX instruction makes register i lie at place i of the image.
 		n = 8
-		movq := inst{mode: in.mode, mapNo: 1, op: 0x6F, mod: 3, form: mm}
-		*in, movq = movq, *in
-		ok := c.runHost(nil)
-		*in = movq
-		if !ok {
-			return false
-		}
+		c.enterMMX()
 		copy(data[:8], c.cpu.XSAVE[xST+16*int(in.reg&7):])
 		copy(mask[:8], c.cpu.XSAVE[xST+16*int(in.rm&7):])
 	} else {

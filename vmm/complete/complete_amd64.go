@@ -24,6 +24,7 @@ type Completer struct {
 	guest     features // what the guest may use, never more than the host has
 	hostXCR0  uint64
 	mxcsrMask uint32
+	compacts  bool // the host has XSAVEC, so its kernel saves in the compacted format
 	cpu       *CPU
 	in        inst
 	op        operand
@@ -43,6 +44,7 @@ func New(mem *memory.Guest, bus Bus, guest CPUID) (*Completer, error) {
 	if off, size := c.guest.xOff, c.guest.xSize; max(off[2]+size[2], off[5]+size[5], off[6]+size[6], off[7]+size[7]) > stateSize {
 		return nil, fmt.Errorf("instruction completion: the host's XSAVE area is larger than %d bytes", stateSize)
 	}
+	c.compacts = c.has(fXSAVEC)
 	if guest != nil {
 		g := readFeatures(guest)
 		c.guest.has &= g.has
@@ -72,8 +74,13 @@ func (c *Completer) Complete(cpu *CPU, res *Result) {
 	ok := false
 	if len(cpu.XSAVE) < xHeaderEnd {
 		c.why = "the XSAVE image is too short"
-	} else if c.decode() == decoded {
-		ok = c.step()
+	} else {
+		if c.compacts && le.Uint64(cpu.XSAVE[xBV:])&xSSE == 0 {
+			// The kernel has saved with XSAVES, which does not store an MXCSR in
+			// its initial state: KVM_GET_XSAVE returns an older one.
+			le.PutUint32(cpu.XSAVE[xMXCSR:], mxcsrInit)
+		}
+		ok = c.decode() == decoded && c.step()
 	}
 	in := &c.in
 	res.Bytes, res.Len = in.raw, in.have
@@ -164,6 +171,11 @@ func (c *Completer) step() bool {
 	if h == hNone || h == hMask || h == hGather {
 		if in.mem && f&mMask == 0 || !in.mem && f.rm() == 0 {
 			return c.raise(vecUD)
+		}
+		if in.mapNo == 1 && in.op == 0x2A && in.pp == 1 && in.mem {
+			// cvtpi2pd from memory leaves the x87 state alone (SDM vol. 2).
+			f = f&^rmM | rmV
+			in.form = f
 		}
 		if !c.unitsReady(f.usesV(), f.usesM()) {
 			return false

@@ -167,8 +167,8 @@ prefixes:
 		}
 	}
 	f := t[in.pp][in.op]
-	if none := t[0][in.op]; f == 0 && none.hand() != hNone && none&vvMask == 0 && none.reg() == 0 {
-		f = none // groups look at the prefix themselves
+	if none := t[0][in.op]; f == 0 && none.anyPrefix() {
+		f = none
 	}
 	if f.legacy() == 0 {
 		return c.refuse("opcode not on the list")

@@ -71,7 +71,8 @@ func (c *Completer) hostState() uint64 {
 
 // runHost runs the decoded instruction on the host with the guest's registers
 // and data, the scratch area, as its memory operand, and takes over the
-// registers it leaves. On false nothing but MXCSR has changed.
+// registers it leaves. On false nothing but exception flags and the MMX state has
+// changed.
 func (c *Completer) runHost(data []byte) bool {
 	in, cpu, e := &c.in, c.cpu, &c.exec
 	components := c.hostState()
@@ -111,6 +112,9 @@ func (c *Completer) runHost(data []byte) bool {
 				raised &= 7
 			}
 			c.setMXCSR(mxcsr | raised)
+			if components&xX87 != 0 && e.state[xFTW] == 0xff && le.Uint16(e.state[xFSW:])&0x3800 == 0 {
+				c.enterMMX() // which comes before the exception
+			}
 			if cpu.CR4&cr4OSXMMEXCPT == 0 {
 				return c.raise(vecUD)
 			}
@@ -140,7 +144,9 @@ func (c *Completer) load(components uint64, mxcsr uint32) {
 	le.PutUint64(s[xBV:], components)
 	// All exceptions masked, none raised; rounding, DAZ and FTZ as the guest has
 	// them. FTZ only works on masked underflow; with underflow unmasked it is
-	// set here, because then even an exact tiny result has to be noticed.
+	// set here, because then even an exact tiny result has to be noticed. (The
+	// precision flag beside an unmasked overflow or underflow, which goes by the
+	// result with an unbounded exponent, may be set too often.)
 	v := mxcsr&0xe040 | mxcsrInit
 	if mxcsr&(1<<11) == 0 {
 		v |= 1 << 15

@@ -134,3 +134,13 @@ func (f form) hand() int  { return int(f>>hand) & handMask }
 // usesV and usesM report whether xmm and mmx registers are touched.
 func (f form) usesV() bool { return f.reg() == 2 || f.rm() == 2 || f&vvMask == vvV }
 func (f form) usesM() bool { return f.reg() == 3 || f.rm() == 3 }
+
+// anyPrefix reports whether the row without a mandatory prefix stands for the
+// prefixed opcodes too: groups look at the prefix themselves.
+func (f form) anyPrefix() bool {
+	switch f.hand() {
+	case hHint, hUD, hGroup15, hGroup9, hGroup1:
+		return true
+	}
+	return false
+}

@@ -18,7 +18,7 @@ const (
 	vB2 = fBMI2<<vexShift | l0
 	aes = fAES<<legShift | fAES<<vexShift
 	gf  = fGFNI<<legShift | fGFNI<<vexShift
-	sha = fSHA<<legShift | regV | rmV | m16 | al
+	sha = fSHA<<legShift | regV | rmV | m16 // unaligned works on AMD, which does without the check
 	i41 = s41 | fAVX2<<l1Shift
 
 	vv  = regV | rmV           // two vector registers, or one and memory

@@ -130,7 +130,9 @@ func (c *Completer) x87Env() bool {
 		c.read(&c.op, 0, b)
 		copy(x[xFCW:], field(0)[:2])
 		le.PutUint16(x[xFCW:], le.Uint16(x[xFCW:])&0x1f7f|0x40)
-		copy(x[xFSW:], field(1)[:2])
+		sw := le.Uint16(field(1))
+		c.x87Rotate(int(sw >> 11 & 7))
+		le.PutUint16(x[xFSW:], sw)
 		x[xFTW] = 0
 		tags := le.Uint16(field(2))
 		for i := range 8 {
@@ -175,6 +177,7 @@ func (c *Completer) x87Env() bool {
 	}
 	c.write(&c.op, 0, b)
 	if regs { // and initialize
+		c.x87Rotate(0)
 		clear(x[:xMXCSR])
 		le.PutUint16(x[xFCW:], fcwInit)
 	} else { // and mask
@@ -218,4 +221,27 @@ func (c *Completer) x87Tags() uint16 {
 		tags |= tag << (2 * i)
 	}
 	return tags
+}
+
+// enterMMX does what every MMX instruction does to the x87 state: no register is
+// empty and the stack's top is 0, so that register i lies at place i of the
+// image (SDM vol. 1, 9.5.1).
+func (c *Completer) enterMMX() {
+	x := c.cpu.XSAVE
+	c.x87Rotate(0)
+	le.PutUint16(x[xFSW:], le.Uint16(x[xFSW:])&^0x3800)
+	x[xFTW] = 0xff
+	c.cpu.FPUChanged = true
+}
+
+// x87Rotate reorders the image's registers, which begin with the stack's top,
+// for a new top.
+func (c *Completer) x87Rotate(top int) {
+	x := c.cpu.XSAVE
+	by := top - int(le.Uint16(x[xFSW:])>>11&7)
+	var old [128]byte
+	copy(old[:], x[xST:])
+	for i := range 8 {
+		copy(x[xST+16*i:][:16], old[16*((i+by)&7):])
+	}
 }

@@ -149,6 +149,8 @@ func (c *Completer) legacyIn(b []byte) {
 	x := c.cpu.XSAVE
 	copy(x[:xMXCSR], b)
 	copy(x[xST:xXMM], b[xST:])
+	x[xFTW+1] = 0
+	c.x87Summary()
 	if !c.in.w {
 		le.PutUint32(x[xFIP+4:], 0)
 		le.PutUint32(x[xFDP+4:], 0)
