@@ -36,7 +36,7 @@ func newFakeMachine(t testing.TB) *fakeMachine {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = mem.Close() })
-	return &fakeMachine{mem: mem, kicks: map[devices.Kick]int{}, irq: make(chan struct{}, 1)}
+	return (&fakeMachine{mem: mem}).fresh()
 }
 
 func (m *fakeMachine) Memory() *memory.Guest { return m.mem }
@@ -61,10 +61,9 @@ func (m *fakeMachine) DetachKick(fd int, k devices.Kick) error {
 	return nil
 }
 
-func (m *fakeMachine) kickCount() int {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return len(m.kicks)
+// fresh returns a machine with the same memory and no devices.
+func (m *fakeMachine) fresh() *fakeMachine {
+	return &fakeMachine{mem: m.mem, kicks: map[devices.Kick]int{}, irq: make(chan struct{}, 1)}
 }
 
 type fakeLine struct {

@@ -122,7 +122,7 @@ func NewPCI(m devices.Machine, bus *devices.PCI, gsi uint32, dev Device, report 
 	return t, nil
 }
 
-// Close stops the device and takes it off the bus. A second call does nothing.
+// Close stops the device and takes it off the bus, as [MMIO.Close] does.
 func (t *PCI) Close() error {
 	t.function.Remove()
 	return t.close()
