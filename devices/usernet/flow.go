@@ -332,6 +332,9 @@ func (n *Network) udpIn(sock *net.UDPConn, to netip.AddrPort) {
 		if err != nil { // a client refused an answer
 			continue
 		}
+		if !n.isUp() {
+			continue // nobody is there yet: lost, as UDP is
+		}
 		if f := n.clientFlow(sock, client, to); f != nil {
 			f.touch()
 			n.datagram(f.key, buf[:k])

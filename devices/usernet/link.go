@@ -3,7 +3,6 @@ package usernet
 import (
 	"encoding/binary"
 	"net/netip"
-	"os"
 	"sync"
 	"sync/atomic"
 
@@ -29,8 +28,8 @@ type link struct {
 	dispatcher atomic.Pointer[stack.NetworkDispatcher]
 
 	mu      sync.Mutex
-	arrived sync.Cond // on mu: a packet, or closed
-	closed  bool
+	arrived sync.Cond             // on mu: a packet, or err
+	err     error                 // why the link is closed
 	packets []*stack.PacketBuffer // waiting for the guest, from first on
 	first   int
 	bytes   int // of memory they hold, about
@@ -127,15 +126,10 @@ func (l *link) WritePackets(list stack.PacketBufferList) (int, tcpip.Error) {
 
 // queue appends a reference to p.
 func (l *link) queue(p *stack.PacketBuffer) bool {
-	select {
-	case <-l.n.up:
-	default:
-		return true // no guest yet: nobody is on the wire
-	}
 	cost := p.Size() + packetCost
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed || l.bytes+cost > maxQueued {
+	if l.err != nil || l.bytes+cost > maxQueued {
 		return false
 	}
 	if l.first > 0 && len(l.packets) == cap(l.packets) {
@@ -149,10 +143,11 @@ func (l *link) queue(p *stack.PacketBuffer) bool {
 	return true
 }
 
-func (l *link) close() {
+// close drops what waits; err is what Wait and Receive return from then on.
+func (l *link) close(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.closed = true
+	l.err = err
 	for _, p := range l.packets[l.first:] {
 		p.DecRef()
 	}
@@ -169,26 +164,16 @@ func (n *Network) SetOffloads(o netdev.Offloads) error {
 	return nil
 }
 
-// present notes that the guest's driver is there: before that nothing is queued.
-func (n *Network) present() { n.upOnce.Do(func() { close(n.up) }) }
-
 // Wait implements netdev.Backend.
 func (n *Network) Wait() error {
 	n.present()
 	l := n.link
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for !l.closed && l.first == len(l.packets) {
+	for l.err == nil && l.first == len(l.packets) {
 		l.arrived.Wait()
 	}
-	return l.state()
-}
-
-func (l *link) state() error {
-	if l.closed {
-		return os.ErrClosed
-	}
-	return nil
+	return l.err
 }
 
 // Receive implements netdev.Backend.
@@ -199,7 +184,7 @@ func (n *Network) Receive(buf []byte) (int, error) {
 		l.mu.Lock()
 		if l.first == len(l.packets) {
 			defer l.mu.Unlock()
-			return 0, l.state()
+			return 0, l.err
 		}
 		p := l.packets[l.first]
 		l.packets[l.first] = nil

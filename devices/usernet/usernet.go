@@ -18,6 +18,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -86,13 +87,13 @@ type Network struct {
 	firstResolver     netip.AddrPort // the host's when the network started
 	gatewayMAC        [6]byte
 	guestMAC          atomic.Uint64
-	stack             *stack.Stack
+	stack             *stack.Stack // from present on
 	link              *link
 	ctx               context.Context
 	cancel            context.CancelFunc
 	forwards          []io.Closer
 	addrs             []net.Addr
-	up, alive         chan struct{} // closed: the guest's driver is there; the guest has used an address
+	up, alive         chan struct{} // closed: the stack runs; the guest has used an address
 	upOnce, aliveOnce sync.Once
 	buffers           sync.Pool // *[copyBuffer]byte
 
@@ -131,21 +132,41 @@ func New(cfg Config) (*Network, error) {
 	n.flows.init()
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 
-	log.SetLevel(log.Warning) // the stack would tell stderr about odd packets
 	n.link = newLink(n)
-	n.stack = stack.New(stack.Options{
-		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol},
-		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocolCUBIC, udp.NewProtocol},
-	})
-	err := n.configure()
-	for i := 0; err == nil && i < len(cfg.Forwards); i++ {
-		err = n.listen(cfg.Forwards[i])
-	}
-	if err != nil {
-		_ = n.Close()
-		return nil, fmt.Errorf("user network: %w", err)
+	for _, f := range cfg.Forwards {
+		if err := n.listen(f); err != nil {
+			_ = n.Close()
+			return nil, fmt.Errorf("user network: %w", err)
+		}
 	}
 	return n, nil
+}
+
+// present notes that the guest's driver is there. The stack starts now: it
+// would cost the guest's start half a millisecond otherwise.
+func (n *Network) present() {
+	n.upOnce.Do(func() {
+		log.SetLevel(log.Warning) // it would tell stderr about odd packets
+		n.stack = stack.New(stack.Options{
+			NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol},
+			TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocolCUBIC, udp.NewProtocol},
+		})
+		if err := n.configure(); err != nil {
+			n.link.close(err)
+			return
+		}
+		close(n.up)
+	})
+}
+
+// isUp reports whether present has succeeded.
+func (n *Network) isUp() bool {
+	select {
+	case <-n.up:
+		return true
+	default:
+		return false
+	}
 }
 
 // nth returns the address that many places behind the prefix's first.
@@ -169,14 +190,14 @@ func (n *Network) configure() error {
 	wait := tcpip.TCPTimeWaitTimeoutOption(5 * time.Second) // there is no path on which segments linger
 	for _, o := range []tcpip.SettableTransportProtocolOption{&rcv, &snd, &sack, &wait} {
 		if err := s.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
-			return fmt.Errorf("set up TCP: %v", err)
+			return fmt.Errorf("user network: set up TCP: %v", err)
 		}
 	}
 	forwarder := tcp.NewForwarder(s, tcpBuffer, maxSyns, n.tcpOut)
 	s.SetTransportProtocolHandler(tcp.ProtocolNumber, forwarder.HandlePacket)
 	s.SetTransportProtocolHandler(udp.ProtocolNumber, n.udpOut)
 	if err := s.CreateNIC(nicID, n.link); err != nil {
-		return fmt.Errorf("create interface: %v", err)
+		return fmt.Errorf("user network: create interface: %v", err)
 	}
 	// Every address but the guest's own is reached through this stack.
 	s.SetPromiscuousMode(nicID, true)
@@ -184,7 +205,7 @@ func (n *Network) configure() error {
 	for _, a := range []netip.Addr{n.host, n.dns} {
 		pa := tcpip.ProtocolAddress{Protocol: ipv4.ProtocolNumber, AddressWithPrefix: address(a).WithPrefix()}
 		if err := s.AddProtocolAddress(nicID, pa, stack.AddressProperties{}); err != nil {
-			return fmt.Errorf("address %v: %v", a, err)
+			return fmt.Errorf("user network: address %v: %v", a, err)
 		}
 	}
 	s.SetRouteTable([]tcpip.Route{{Destination: ipv4Any(), NIC: nicID}})
@@ -210,10 +231,15 @@ func (n *Network) Close() error {
 		errs = append(errs, f.Close())
 	}
 	n.flows.closeAll()
-	n.link.close()
-	n.stack.Close()
+	n.link.close(os.ErrClosed)
+	n.upOnce.Do(func() {}) // the stack stays off if it is
+	if n.stack != nil {
+		n.stack.Close()
+	}
 	n.wg.Wait()
-	n.stack.Destroy() // with what was set up meanwhile
+	if n.stack != nil {
+		n.stack.Destroy() // with what was set up meanwhile
+	}
 	return errors.Join(errs...)
 }
 
