@@ -83,7 +83,7 @@ func (s *Server) setattr(c *call) unix.Errno {
 }
 
 // apply changes attributes in the order in which one does not undo another:
-// chown clears set-user-id bits, truncate changes the times.
+// chown and truncate clear set-user-id bits, truncate changes the times.
 func (s *Server) apply(f *fid, a *change) unix.Errno {
 	n := f.node
 	if a.valid&setSize != 0 && a.size > math.MaxInt64 ||
@@ -103,13 +103,13 @@ func (s *Server) apply(f *fid, a *change) unix.Errno {
 			return err
 		}
 	}
-	if a.valid&setMode != 0 {
-		if err := chmod(n, a.mode); err != 0 {
+	if a.valid&setSize != 0 {
+		if err := s.truncate(f, int64(a.size)); err != 0 {
 			return err
 		}
 	}
-	if a.valid&setSize != 0 {
-		if err := s.truncate(f, int64(a.size)); err != 0 {
+	if a.valid&setMode != 0 {
+		if err := chmod(n, a.mode); err != 0 {
 			return err
 		}
 	}

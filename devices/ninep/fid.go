@@ -74,13 +74,15 @@ func (s *Server) openBeneath(dirfd int, name string, flags int, mode uint32) (in
 }
 
 // reopen opens the object behind the descriptor fd anew with the given flags.
+// What it is was checked on fd and cannot change: this never opens a FIFO or a
+// device.
 func (s *Server) reopen(fd, flags int) (int, unix.Errno) {
 	if s.fds >= s.maxFDs {
 		return -1, unix.EMFILE
 	}
 	var opened int
 	err := retry(func() (err error) {
-		opened, err = unix.Open(procPath(fd), flags|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
+		opened, err = unix.Open(procPath(fd), flags|unix.O_CLOEXEC, 0)
 		return err
 	})
 	if err != 0 {

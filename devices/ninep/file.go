@@ -151,7 +151,7 @@ func (s *Server) createFid(c *call, f *fid, name string, flags int, excl bool, m
 
 // createNode creates a regular file, which must not exist, and opens it.
 func (s *Server) createNode(f *fid, name string, flags int, mode, gid uint32) (*node, int, unix.Errno) {
-	file, err := s.openBeneath(f.node.fd, name, flags|unix.O_CREAT|unix.O_EXCL|unix.O_NOCTTY|unix.O_NONBLOCK, mode&0o777)
+	file, err := s.openBeneath(f.node.fd, name, flags|unix.O_CREAT|unix.O_EXCL, mode&0o777)
 	if err != 0 {
 		return nil, -1, err
 	}
@@ -161,29 +161,25 @@ func (s *Server) createNode(f *fid, name string, flags int, mode, gid uint32) (*
 		return nil, -1, err
 	}
 	n, err := s.adopt(path)
-	if err == 0 {
-		if err = s.settle(n, f.uid, gid, mode); err != 0 {
-			s.release(n)
-		}
-	}
 	if err != 0 {
 		s.close(file)
 		return nil, -1, err
 	}
+	s.settle(n, f.uid, gid, mode)
 	return n, file, 0
 }
 
-// settle gives a new object its owner, if the monitor may, and the client's
-// mode, which the monitor's umask has no say in.
-func (s *Server) settle(n *node, uid, gid, mode uint32) unix.Errno {
-	if s.asRoot {
-		// Best effort: file systems without owners refuse.
+// settle gives a new object, whose attributes are in s.st, its owner if the
+// monitor may, and the client's mode, which the monitor's umask has no say in.
+// Both are best effort: some file systems have neither. The object was created
+// with no more rights than the client asked for.
+func (s *Server) settle(n *node, uid, gid, mode uint32) {
+	if s.asRoot && (uid != noID || gid != noID) {
 		_ = unix.Fchownat(n.fd, "", ownerID(uid), ownerID(gid), unix.AT_EMPTY_PATH)
 	}
-	if n.is(unix.S_IFLNK) {
-		return 0
+	if !n.is(unix.S_IFLNK) && (uint32(s.st.Mode)^mode)&0o7777 != 0 {
+		_ = chmod(n, mode)
 	}
-	return chmod(n, mode)
 }
 
 // ownerID turns a user or group id into an argument of chown: noID is -1.

@@ -101,8 +101,8 @@ func (s *Server) getlock(c *call) unix.Errno {
 	if c.d.err != 0 {
 		return c.d.err
 	}
-	if l.Type == unix.F_UNLCK {
-		return unix.EINVAL
+	if l.Type == unix.F_UNLCK { // Linux says so whatever it was asked: show any lock
+		l.Type = unix.F_WRLCK
 	}
 	fd, held := s.locks[k]
 	if !held { // the fid's own descriptor holds none: everybody is a stranger

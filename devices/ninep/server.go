@@ -2,6 +2,7 @@ package ninep
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -71,10 +72,10 @@ func NewServer(dir string, readOnly bool) (*Server, error) {
 	}
 	s.openat2 = true
 	probe, errno := s.openBeneath(fd, ".", unix.O_PATH, 0)
-	switch {
-	case errno == 0:
+	switch errno {
+	case 0:
 		s.close(probe)
-	case errno == unix.ENOSYS || errno == unix.EPERM: // old kernel, or a container's seccomp filter
+	case unix.ENOSYS, unix.EPERM: // old kernel, or a container's seccomp filter
 		s.openat2 = false
 	}
 	if s.root, errno = s.adopt(fd); errno != 0 {
@@ -300,7 +301,7 @@ func errnoOf(err error) unix.Errno {
 	if err == nil {
 		return 0
 	}
-	if errno, ok := err.(unix.Errno); ok {
+	if errno, ok := errors.AsType[unix.Errno](err); ok {
 		return errno
 	}
 	return unix.EIO

@@ -2,6 +2,7 @@ package ninep
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -579,7 +580,7 @@ func TestLimits(t *testing.T) {
 func TestXattr(t *testing.T) {
 	dir := t.TempDir()
 	write(t, "x", dir, "f")
-	if err := unix.Setxattr(filepath.Join(dir, "f"), "user.test", []byte("v"), 0); err == unix.EOPNOTSUPP {
+	if err := unix.Setxattr(filepath.Join(dir, "f"), "user.test", []byte("v"), 0); errors.Is(err, unix.EOPNOTSUPP) {
 		t.Skip("SKIPPED: no extended attributes in the temporary directory")
 	}
 	c := newServer(t, dir, false)
@@ -694,15 +695,17 @@ func TestLock(t *testing.T) {
 			t.Fatalf("step %d %+v: status %d", i, step, got)
 		}
 	}
-	get := func(proc int) (uint8, uint64, uint64) {
-		d := c.ok(tGetlock, 2, uint8(read), uint64(3), uint64(1), proc, "guest")
+	get := func(typ uint8, proc int) (uint8, uint64, uint64) {
+		d := c.ok(tGetlock, 2, typ, uint64(3), uint64(1), proc, "guest")
 		return d.u8(), d.u64(), d.u64()
 	}
-	if typ, start, size := get(200); typ != write || start != 0 || size != 0 {
-		t.Errorf("getlock: type %d at %d+%d", typ, start, size)
-	}
-	if typ, _, _ := get(100); typ != unlock {
-		t.Errorf("getlock finds the owner's own lock: %d", typ)
+	for _, asked := range []uint8{read, write, unlock} { // Linux's client asks with "unlock"
+		if typ, start, size := get(asked, 200); typ != write || start != 0 || size != 0 {
+			t.Errorf("getlock: type %d at %d+%d", typ, start, size)
+		}
+		if typ, _, _ := get(asked, 100); typ != unlock {
+			t.Errorf("getlock finds the owner's own lock: %d", typ)
+		}
 	}
 	// The host's programs see it.
 	host, err := os.OpenFile(filepath.Join(dir, "f"), os.O_RDWR, 0)
@@ -714,11 +717,11 @@ func TestLock(t *testing.T) {
 		l := unix.Flock_t{Type: unix.F_WRLCK}
 		return unix.FcntlFlock(host.Fd(), unix.F_OFD_SETLK, &l)
 	}
-	if err := try(); err != unix.EAGAIN {
+	if err := try(); !errors.Is(err, unix.EAGAIN) {
 		t.Errorf("the host got the lock too: %v", err)
 	}
 	c.ok(tClunk, 1)
-	if err := try(); err != unix.EAGAIN {
+	if err := try(); !errors.Is(err, unix.EAGAIN) {
 		t.Errorf("a clunk of one of two fids gave up the lock: %v", err)
 	}
 	c.ok(tClunk, 2)
@@ -730,7 +733,7 @@ func TestLock(t *testing.T) {
 	c.fails(unix.EINVAL, tLock, 1, uint8(3), 0, uint64(0), uint64(0), 1, "g")
 	c.fails(unix.EINVAL, tLock, 1, uint8(0), 0, uint64(1<<63), uint64(0), 1, "g")
 	c.fails(unix.EINVAL, tLock, 1, uint8(0), 0, uint64(1<<62), uint64(1<<62), 1, "g")
-	c.fails(unix.EINVAL, tGetlock, 1, uint8(2), uint64(0), uint64(0), 1, "g")
+	c.fails(unix.EINVAL, tGetlock, 1, uint8(3), uint64(0), uint64(0), 1, "g")
 	if len(c.s.locks) != 0 {
 		t.Errorf("%d locks left", len(c.s.locks))
 	}
