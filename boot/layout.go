@@ -16,7 +16,7 @@ import (
 //	0x0000_9000  page tables, 6 pages      Linux 64-bit entry
 //	0x0002_0000  command line, 64 KiB
 //	0x0009_f000  multiboot information     multiboot
-//	0x0009_fc00  end of low memory; reserved up to video memory
+//	0x0009_fc00  end of low memory
 //	0x000f_0000  ACPI tables, 64 KiB
 //	0x0010_0000  the image, then free memory up to the end of RAM
 //	             initrd: behind a multiboot image, at the top for the others
@@ -40,7 +40,6 @@ const (
 	cmdlineBase   memory.GPA = 0x20000
 	multibootBase memory.GPA = 0x9f000 // flat test guests are linked as low as 16 KiB
 	lowRAMEnd     memory.GPA = 0x9fc00
-	videoRAM      memory.GPA = 0xa0000
 	acpiBase      memory.GPA = 0xf0000
 	highRAMBase   memory.GPA = 0x100000
 
@@ -154,25 +153,20 @@ func RAMRanges(size uint64) []memory.Range {
 	return ram
 }
 
-// e820 types (ACPI 6.5, 15.1).
-const (
-	e820RAM      = 1
-	e820Reserved = 2
-)
+const e820RAM = 1 // AddressRangeMemory (ACPI 6.5, 15.1)
 
 type e820Entry struct {
 	memory.Range
 	Type uint32
 }
 
-// e820 is the memory map every protocol gives to the guest. It has a PC's gap
-// for video memory: Unikraft declares that one itself, writable, and its merge
-// of the two maps asserts when the firmware's says anything else.
+// e820 is the memory map every protocol gives to the guest: RAM, and nothing
+// else. What is not listed is not RAM, so a reserved entry would add nothing;
+// each costs a Unikraft guest milliseconds where KVM emulates it, and one over
+// video memory, which Unikraft declares itself, has it assert.
 func e820(ram []memory.Range) []e820Entry {
 	m := []e820Entry{
 		{memory.Range{Base: 0, Size: uint64(lowRAMEnd)}, e820RAM},
-		{memory.Range{Base: lowRAMEnd, Size: uint64(videoRAM - lowRAMEnd)}, e820Reserved},
-		{memory.Range{Base: acpiBase, Size: acpiRoom}, e820Reserved},
 		{memory.Range{Base: highRAMBase, Size: ram[0].Size - uint64(highRAMBase)}, e820RAM},
 	}
 	for _, r := range ram[1:] {
