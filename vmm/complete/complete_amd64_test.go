@@ -51,6 +51,13 @@ func testMemory(t testing.TB) *memory.Guest {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = mem.Close() })
+	mapTestMemory(t, mem)
+	return mem
+}
+
+// mapTestMemory writes the page tables.
+func mapTestMemory(t testing.TB, mem *memory.Guest) {
+	t.Helper()
 	put := func(table uint64, i int, v uint64) {
 		var b [8]byte
 		le.PutUint64(b[:], v)
@@ -67,7 +74,6 @@ func testMemory(t testing.TB) *memory.Guest {
 	for i := range 512 {
 		put(testPT, i, uint64(i)*page|pageFlags)
 	}
-	return mem
 }
 
 func testCompleter(t testing.TB, mem *memory.Guest, bus Bus) *Completer {

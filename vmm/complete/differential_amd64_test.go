@@ -29,6 +29,7 @@ type assembler struct {
 	fixed          []byte // instead of mapNo and op
 	ext            int    // ModRM.reg, or -1
 	vsib           bool
+	m32            bool // for 32-bit code
 }
 
 var specialFloats = []uint64{
@@ -65,17 +66,23 @@ func (a *assembler) build(cpu *CPU) []byte {
 	r := a.r
 	var out []byte
 	reg, rm, vvvv := uint8(r.IntN(16)), uint8(r.IntN(16)), uint8(0)
+	if a.m32 {
+		reg, rm = reg&7, rm&7
+	}
 	if a.ext >= 0 {
 		reg = uint8(a.ext)
 	}
 	if a.row&vvMask != 0 && (a.row&vvReg == 0 || !a.mem) {
 		vvvv = uint8(r.IntN(16))
+		if a.m32 {
+			vvvv &= 7
+		}
 	}
 	seg := a.mem && r.IntN(6) == 0
 	if seg {
 		out = append(out, 0x65)
 	}
-	ad32 := a.mem && !a.vsib && r.IntN(8) == 0
+	ad32 := a.mem && !a.vsib && !a.m32 && r.IntN(8) == 0
 	if ad32 {
 		out = append(out, 0x67)
 	}
@@ -103,7 +110,7 @@ func (a *assembler) build(cpu *CPU) []byte {
 		}
 		switch kind {
 		case 0: // RIP-relative; with 67 and a segment it would wrap
-			if !ad32 && !seg {
+			if !ad32 && !seg && !a.m32 {
 				ripAt = len(modrm)
 				modrm = []byte{reg&7<<3 | 5, 0, 0, 0, 0}
 				rm = 0
@@ -128,9 +135,15 @@ func (a *assembler) build(cpu *CPU) []byte {
 		case 3: // base, scaled index and disp8
 			for index == 4 || index == rm && !a.vsib || a.vsib && (index == reg || index == vvvv) {
 				index = uint8(r.IntN(16))
+				if a.m32 {
+					index &= 7
+				}
 			}
 			for a.vsib && (vvvv == reg || vvvv == index) {
 				vvvv = uint8(r.IntN(16))
+				if a.m32 {
+					vvvv &= 7
+				}
 			}
 			scale := uint8(r.IntN(4))
 			disp := int8(r.IntN(256) - 128)
@@ -148,6 +161,9 @@ func (a *assembler) build(cpu *CPU) []byte {
 	}
 	// A KVM without virtualization emulates ring 3 when the stack is not canonical.
 	cpu.GPR[RSP] &= 1<<46 - 1
+	if a.m32 {
+		low32(cpu)
+	}
 	x := uint8(0)
 	if index != 4 {
 		x = index & 8
@@ -184,7 +200,7 @@ func (a *assembler) build(cpu *CPU) []byte {
 		if a.w {
 			rex |= 8
 		}
-		if rex != 0 || r.IntN(8) == 0 {
+		if rex != 0 || r.IntN(8) == 0 && !a.m32 {
 			out = append(out, 0x40|rex)
 		}
 		if a.fixed != nil {
@@ -204,6 +220,9 @@ func (a *assembler) build(cpu *CPU) []byte {
 	out = append(out, modrm...)
 	if a.row&imm != 0 {
 		out = append(out, byte(r.Uint32()))
+		if a.m32 && a.row&is4 != 0 {
+			out[len(out)-1] &= 0x7f // there are eight registers
+		}
 	}
 	if ripAt >= 0 {
 		le.PutUint32(out[at+1:], uint32(target-(testCode+uint64(len(out)))))
@@ -268,6 +287,18 @@ func randomCPU(r *rand.Rand) *CPU {
 	le.PutUint16(x[xFSW:], fsw)
 	x[xFTW] = byte(r.Uint32() | r.Uint32())
 	return cpu
+}
+
+// low32 makes the state one of 32-bit code.
+func low32(cpu *CPU) {
+	for i := range cpu.GPR {
+		cpu.GPR[i] &= 0xffffffff
+		if i >= 8 {
+			cpu.GPR[i] = 0 // whether they survive 32-bit code is undefined
+		}
+	}
+	cpu.Seg[CS].L, cpu.Seg[CS].DB = false, true
+	cpu.Seg[FS].Base &= 0xffffffff
 }
 
 func clone(c *CPU) *CPU {
@@ -353,6 +384,7 @@ type differential struct {
 	data  []byte // the guest's operand memory
 
 	ran, faults, failed int
+	native32            bool // the guest's 32-bit code runs on the processor
 	missing             map[string]bool
 }
 
@@ -366,6 +398,13 @@ func newDifferential(t *testing.T) *differential {
 	if d.data, err = mem.Slice(testData, dataLen); err != nil {
 		t.Fatal(err)
 	}
+	// A KVM without virtualization emulates 32-bit code: vxorps is #UD there.
+	probe, code := testCPU(), []byte{0xC5, 0xF8, 0x57, 0xC0, 0xF4}
+	low32(probe)
+	if err := mem.Write(testCode, code); err != nil {
+		t.Fatal(err)
+	}
+	d.native32 = d.guest.run(probe, len(code)-1).Outcome == Done
 	return d
 }
 
@@ -383,7 +422,20 @@ func (d *differential) compare(name string, cpu *CPU, code []byte, fix func(r *r
 	}
 	native, done := clone(cpu), clone(cpu)
 	copy(d.data, start)
-	want := d.guest.run(native, len(code))
+	var want Result
+	if cpu.Seg[CS].L || d.native32 {
+		want = d.guest.run(native, len(code))
+	} else { // completion of 64-bit code, which is compared with the processor, with 32-bit addresses
+		native.Seg[CS].L, native.Seg[CS].DB = true, false
+		if err := d.mem.Write(testCode-1, []byte{0x67}); err != nil {
+			t.Fatal(err)
+		}
+		native.RIP--
+		if d.c.Complete(native, &want); want.Outcome == Faulted {
+			native.RIP++
+		}
+		want.Bytes, want.Len = [15]byte{}, 0
+	}
 	wantData := bytes.Clone(d.data)
 	copy(d.data, start)
 	var got Result
@@ -429,10 +481,14 @@ func (d *differential) compare(name string, cpu *CPU, code []byte, fix func(r *r
 
 // TestDifferentialTable runs every row of the opcode maps in every shape.
 func TestDifferentialTable(t *testing.T) {
+	t.Run("64", func(t *testing.T) { differentialTable(t, false, 6) })
+	t.Run("32", func(t *testing.T) { differentialTable(t, true, 2) })
+}
+
+func differentialTable(t *testing.T, m32 bool, rounds int) {
 	d := newDifferential(t)
-	rounds := 6
 	if testing.Short() {
-		rounds = 2
+		rounds = 1
 	}
 	for m, tab := range map[uint8]*table{1: &map1, 2: &map2, 3: &map3} {
 		for pp := range tab {
@@ -441,7 +497,7 @@ func TestDifferentialTable(t *testing.T) {
 				if row == 0 || h != hNone && h != hGather && h != hMask {
 					continue
 				}
-				a := assembler{r: d.r, row: row, mapNo: m, pp: uint8(pp), op: uint8(op), ext: -1}
+				a := assembler{r: d.r, row: row, mapNo: m, pp: uint8(pp), op: uint8(op), ext: -1, m32: m32}
 				for shape := range 16 {
 					a.vex, a.l, a.w, a.mem = shape&1 != 0, shape&2 != 0, shape&4 != 0, shape&8 != 0
 					feature := row.legacy()
@@ -452,7 +508,7 @@ func TestDifferentialTable(t *testing.T) {
 						}
 					}
 					if feature == 0 || !d.c.has(feature) || a.l && !a.vex || a.vex && (a.l && row&l0 != 0 || !a.l && row&l1 != 0 || a.w && row&w0 != 0 || !a.w && row&w1 != 0) ||
-						a.mem && row&mMask == 0 || !a.mem && row.rm() == 0 {
+						m32 && a.w && (!a.vex || row&w64 != 0 && !d.native32) || a.mem && row&mMask == 0 || !a.mem && row.rm() == 0 {
 						continue
 					}
 					a.vsib = h == hGather
@@ -486,9 +542,6 @@ func TestDifferentialTable(t *testing.T) {
 									}
 								}
 							}
-						}
-						if h == hMask {
-							cpu.GPR[RDI] = testData + uint64(d.r.IntN(2*page))
 						}
 						code := a.build(cpu)
 						if h == hMask {
@@ -525,11 +578,11 @@ func TestDifferentialX87(t *testing.T) {
 				if rm >= 0 {
 					n = rounds / 4
 				}
-				for range n {
+				for i := range n {
 					cpu := randomCPU(d.r)
 					code := []byte{in.op, 0xC0 | byte(ext)<<3 | in.rm}
 					if rm < 0 {
-						a := assembler{r: d.r, fixed: []byte{in.op}, ext: ext, mem: true}
+						a := assembler{r: d.r, fixed: []byte{in.op}, ext: ext, mem: true, m32: i%4 == 0}
 						code = a.build(cpu)
 					}
 					d.compare(fmt.Sprintf("x87 %02x /%d rm %d", in.op, ext, rm), cpu, code, nil)
@@ -653,6 +706,16 @@ func TestDifferentialByHand(t *testing.T) {
 		}
 		for range n {
 			d.compare(s.name, randomCPU(d.r), s.code, s.fix)
+			if d.native32 && !bytes.ContainsRune(s.code[:2], 0x48) && s.code[len(s.code)-1]>>6 != 3 {
+				cpu := randomCPU(d.r)
+				low32(cpu)
+				d.compare(s.name+", 32-bit code", cpu, s.code, func(r *rand.Rand, cpu *CPU, data []byte) {
+					if s.fix != nil {
+						s.fix(r, cpu, data)
+					}
+					low32(cpu)
+				})
+			}
 		}
 	}
 	t.Logf("%d instructions, %d of them faulted", d.ran, d.faults)

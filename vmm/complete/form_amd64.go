@@ -94,26 +94,19 @@ const (
 
 // What is done in Go.
 const (
-	hNone = iota
-	hFence
-	hHint     // prefetch and hint nops: nothing
-	hFlush    // cache line flush: a read that changes nothing
-	hMask     // maskmovq, maskmovdqu
-	hMXCSR    // ldmxcsr, stmxcsr
-	hFXSAVE   // and fxrstor
-	hXSAVE    // xsave, xsavec, xsaveopt, xrstor
-	hCX       // cmpxchg8b, cmpxchg16b
-	hXGETBV   //
-	hFSGS     // rdfsbase and its kin
-	hGather   // vgather*, vpgather*
-	hX87Env   // fldenv, fnstenv, frstor, fnsave
-	hX87Wait  // fwait
-	hUD       // ud0, ud1, ud2
-	hGroup15  // 0f ae: one of the above
-	hGroup9   // 0f c7: one of the above
-	hGroup1   // 0f 01: one of the above
-	hVZero    // vzeroupper, vzeroall, emms
-	hX87      // x87 that runs on the host
+	hNone    = iota
+	hHint    // prefetch and hint nops: nothing
+	hMask    // maskmovq, maskmovdqu
+	hGather  // vgather*, vpgather*
+	hX87Env  // fldenv, fnstenv, frstor, fnsave
+	hX87Wait // fwait
+	hUD      // ud0, ud1, ud2
+	hGroup15 // 0f ae: fxsave, xsave and their kin, mxcsr, fences, segment bases
+	hGroup9  // 0f c7: cmpxchg8b and 16b, xsavec, rdrand, rdseed
+	hGroup1  // 0f 01: xgetbv
+	hVZero   // vzeroupper, vzeroall, emms: on the host, without operands
+	hX87     // x87 that runs on the host
+
 	handMask  = 31
 	legacyAny = fBase << legShift
 )

@@ -147,7 +147,10 @@ func TestRandomTable(t *testing.T) {
 	for i := range cpus {
 		cpus[i] = randomCPU(r)
 	}
-	for range n {
+	for i := range n {
+		if i%64 == 0 {
+			mapTestMemory(t, mem) // stray stores hit it
+		}
 		var code []byte
 		for r.IntN(2) == 0 {
 			code = append(code, prefixes[r.IntN(len(prefixes))])

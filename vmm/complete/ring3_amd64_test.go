@@ -66,6 +66,7 @@ func newRing3(t testing.TB, mem *memory.Guest) *ring3 {
 	put64(testGDT+0x18, 0x00cff3000000ffff) // ring 3 data
 	put64(testGDT+0x20, 0x00affb000000ffff) // ring 3 code
 	put64(testGDT+0x28, 0x00008b0000000067|testTSS<<16)
+	put64(testGDT+0x38, 0x00cffb000000ffff) // ring 3 code, 32 bits
 	put64(testTSS+4, testKStack)
 	for v := range uint64(32) {
 		stub := testStubs + 16*v
@@ -81,7 +82,7 @@ func newRing3(t testing.TB, mem *memory.Guest) *ring3 {
 	}
 	s.CR0, s.CR3 = 0x80050033, testPML4
 	s.CR4, s.EFER = testCPU().CR4, 0xd01
-	s.GDT.Base, s.GDT.Limit = testGDT, 0x37
+	s.GDT.Base, s.GDT.Limit = testGDT, 0x3f
 	s.IDT.Base, s.IDT.Limit = testIDT, 0x1ff
 	s.TR = kvm.Segment{Base: testTSS, Limit: 0x67, Selector: 0x28, Typ: 11, Present: 1}
 	s.LDT = kvm.Segment{Unusable: 1}
@@ -141,6 +142,9 @@ func (x *ring3) run(cpu *CPU, n int) (res Result) {
 	s := *x.base
 	s.FS.Base, s.GS.Base = cpu.Seg[FS].Base, cpu.Seg[GS].Base
 	s.CR2 = 0
+	if !cpu.Seg[CS].L {
+		s.CS.Selector, s.CS.L, s.CS.DB = 0x3b, 0, 1
+	}
 	must(x.vcpu.SetSregs(&s))
 	must(x.vcpu.SetXSave(cpu.XSAVE))
 	must(x.vcpu.SetRegs(&kvm.Regs{
