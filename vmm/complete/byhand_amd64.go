@@ -64,7 +64,7 @@ func (c *Completer) group9() bool {
 			return c.raise(vecUD)
 		}
 		in.form = rmG | opSize | legacyAny
-		return c.runHost(nil)
+		return c.runHost()
 	}
 	return c.deny("0f c7 form not on the list")
 }

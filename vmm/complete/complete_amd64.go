@@ -213,9 +213,9 @@ func (c *Completer) step() bool {
 		return c.group1()
 	case hVZero:
 		if in.vex {
-			return in.vvvv == 0 && c.unitsReady(true, false) && c.runHost(nil) || c.vvvvUD()
+			return in.vvvv == 0 && c.unitsReady(true, false) && c.runHost() || c.vvvvUD()
 		}
-		return c.unitsReady(false, true) && c.runHost(nil)
+		return c.unitsReady(false, true) && c.runHost()
 	}
 	return c.deny("no handler")
 }
@@ -298,7 +298,7 @@ func (c *Completer) runForm() bool {
 		if f.rm() == 1 && f&mMask == m1 && f.reg() == 1 {
 			return c.runByteSource()
 		}
-		return c.runHost(nil)
+		return c.runHost()
 	}
 	n := c.size()
 	acc := accRead
@@ -322,7 +322,7 @@ func (c *Completer) runForm() bool {
 	if acc == accRead {
 		c.read(&c.op, 0, data)
 	}
-	if !c.runHost(data) {
+	if !c.runHost() {
 		return false
 	}
 	if acc == accWrite {
@@ -342,7 +342,7 @@ func (c *Completer) runByteSource() bool {
 	data := c.exec.operand(1)
 	data[0] = byte(v)
 	in.mem = true
-	return c.runHost(data)
+	return c.runHost()
 }
 
 // runMasked executes a vector load or store that touches only the elements
@@ -378,7 +378,7 @@ func (c *Completer) runMasked(n int, acc access) bool {
 			c.read(&c.op, i-lo, data[i:i+size])
 		}
 	}
-	if !c.runHost(data) {
+	if !c.runHost() {
 		return false
 	}
 	for i := lo; acc == accWrite && i < hi; i += size {

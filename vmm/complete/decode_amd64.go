@@ -182,7 +182,8 @@ func (c *Completer) decodeVEX(b, b1 byte, prefixed bool) decodeEnd {
 	in.vex, in.w = true, false
 	in.r, in.x, in.b = ^b1>>4&8, 0, 0
 	in.mapNo = 1
-	b2, ok := b1, true
+	b2 := b1
+	var ok bool
 	if b == 0xC4 {
 		in.x, in.b = ^b1>>3&8, ^b1>>2&8
 		in.mapNo = b1 & 31

@@ -121,7 +121,7 @@ func (a *assembler) build(cpu *CPU) []byte {
 			rm = 4
 			modrm = le.AppendUint32([]byte{reg&7<<3 | 4, 0x25}, uint32(at))
 		case 2: // base and disp32
-			disp := int32(r.Int32())>>8 | 1
+			disp := r.Int32()>>8 | 1
 			cpu.GPR[rm] = at - uint64(int64(disp))
 			if ad32 {
 				cpu.GPR[rm] |= 0xabcd << 32
@@ -454,7 +454,7 @@ func (d *differential) compare(name string, cpu *CPU, code []byte, fix func(r *r
 	if want.Outcome == Faulted {
 		d.faults++
 	}
-	problem := ""
+	var problem string
 	switch {
 	case got.Outcome != want.Outcome || got.Fault != want.Fault:
 		problem = fmt.Sprintf("processor: %v at %#x, completion: %v", want.String(), native.RIP, got.String())

@@ -70,10 +70,10 @@ func (c *Completer) hostState() uint64 {
 }
 
 // runHost runs the decoded instruction on the host with the guest's registers
-// and data, the scratch area, as its memory operand, and takes over the
+// and the scratch area as its memory operand, and takes over the
 // registers it leaves. On false nothing but exception flags and the MMX state has
 // changed.
-func (c *Completer) runHost(data []byte) bool {
+func (c *Completer) runHost() bool {
 	in, cpu, e := &c.in, c.cpu, &c.exec
 	components := c.hostState()
 	if components&^c.hostXCR0 != 0 {

@@ -62,7 +62,7 @@ func (e *execArea) open() (err error) {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	if err = unix.Ftruncate(fd, page); err != nil {
 		return err
 	}

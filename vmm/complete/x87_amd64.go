@@ -78,7 +78,7 @@ func (c *Completer) x87() bool {
 			c.read(&c.op, 0, data)
 		}
 	}
-	if !c.runHost(data) {
+	if !c.runHost() {
 		return false
 	}
 	if in.mem && in.form&store != 0 {
