@@ -146,6 +146,12 @@ func startGuestWith(t testing.TB, n *Network, o netdev.Offloads) *testGuest {
 	return g
 }
 
+func (n *Network) connCount() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.conns
+}
+
 func full(a netip.AddrPort) tcpip.FullAddress {
 	return tcpip.FullAddress{NIC: 1, Addr: address(a.Addr()), Port: a.Port()}
 }

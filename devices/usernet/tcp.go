@@ -22,12 +22,20 @@ import (
 const (
 	patienceFirst = 30 * time.Second
 	patienceLater = 2 * time.Second
+
+	announceTime = 250 * time.Millisecond // for the guest to say that it is there
+	lingerTime   = 30 * time.Second       // for the guest to take the last data
+	tryTime      = 3 * time.Second        // of one attempt, with two SYN segments
 )
 
 // guestConn is a connection of the stack with the guest.
 type guestConn struct {
 	*gonet.TCPConn
-	ep tcpip.Endpoint
+	ep *tcp.Endpoint
+}
+
+func newGuestConn(wq *waiter.Queue, ep tcpip.Endpoint) guestConn {
+	return guestConn{gonet.NewTCPConn(wq, ep), ep.(*tcp.Endpoint)}
 }
 
 func resetHost(c *net.TCPConn) {
@@ -63,7 +71,7 @@ func (n *Network) tcpOut(r *tcp.ForwarderRequest) {
 		resetHost(host)
 		return
 	}
-	n.splice(guestConn{gonet.NewTCPConn(&wq, ep), ep}, host, host)
+	n.splice(newGuestConn(&wq, ep), host, host)
 }
 
 // splice copies both ways until both sides have ended. The end of one direction
@@ -90,11 +98,16 @@ func (n *Network) splice(guest guestConn, host *net.TCPConn, in io.Reader) {
 		abort()
 	}
 	<-done
-	stop()
 	if !failed.Load() {
 		_ = host.Close()
 	}
 	_ = guest.Close()
+	// What the guest has not taken yet holds memory: the connection counts
+	// until it has, or has had its time.
+	late := time.AfterFunc(lingerTime, guest.ep.Abort)
+	guest.ep.Wait()
+	late.Stop()
+	stop()
 }
 
 // copy copies until src ends, with a buffer of the network's.
@@ -132,13 +145,15 @@ func (n *Network) listen(f Forward) error {
 	to := netip.AddrPortFrom(f.GuestAddr, f.GuestPort)
 	switch f.Proto {
 	case "tcp":
-		l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
+		var lc net.ListenConfig
+		lc.SetMultipathTCP(false) // costs start-up time
+		l, err := lc.Listen(n.ctx, "tcp", at.String())
 		if err != nil {
 			return fmt.Errorf("forward %v: %w; choose another host port or end the program that has it", f, err)
 		}
 		n.forwards, n.addrs = append(n.forwards, l), append(n.addrs, l.Addr())
 		n.wg.Add(1)
-		go n.accept(l, to)
+		go n.accept(l.(*net.TCPListener), to)
 	case "udp":
 		c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
 		if err != nil {
@@ -244,16 +259,16 @@ func (n *Network) dialGuest(ctx context.Context, to netip.AddrPort) (guestConn, 
 	case <-ctx.Done():
 		return guestConn{}, ctx.Err()
 	}
-	alive := n.alive // once: a signal to try again at once
+	// Most guests announce their address when they have one. What comes before
+	// that is lost, or waits in their queue and is a burden later.
+	select {
+	case <-n.alive:
+	case <-time.After(announceTime):
+	case <-ctx.Done():
+		return guestConn{}, ctx.Err()
+	}
 	for pause := 2 * time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
-		try := 3 * time.Second
-		select {
-		case <-n.alive:
-			alive = nil
-		default:
-			try = 250 * time.Millisecond // its IP stack may not be there to hear us
-		}
-		g, err := n.tryGuest(ctx, to, try, alive)
+		g, err := n.tryGuest(ctx, to)
 		if err == nil {
 			return g, nil
 		}
@@ -265,8 +280,8 @@ func (n *Network) dialGuest(ctx context.Context, to netip.AddrPort) (guestConn, 
 	}
 }
 
-// tryGuest makes one attempt, which ends early when abandon is closed.
-func (n *Network) tryGuest(ctx context.Context, to netip.AddrPort, patience time.Duration, abandon <-chan struct{}) (guestConn, error) {
+// tryGuest makes one attempt.
+func (n *Network) tryGuest(ctx context.Context, to netip.AddrPort) (guestConn, error) {
 	var wq waiter.Queue
 	ep, terr := n.stack.NewEndpoint(tcp.ProtocolNumber, ipv4.ProtocolNumber, &wq)
 	if terr != nil {
@@ -279,14 +294,12 @@ func (n *Network) tryGuest(ctx context.Context, to netip.AddrPort, patience time
 		terr = ep.Connect(tcpip.FullAddress{NIC: nicID, Addr: address(to.Addr()), Port: to.Port()})
 	}
 	if _, started := terr.(*tcpip.ErrConnectStarted); started {
-		timer := time.NewTimer(patience)
+		timer := time.NewTimer(tryTime)
 		defer timer.Stop()
 		select {
 		case <-ready:
 			terr = ep.LastError()
 		case <-timer.C:
-			terr = &tcpip.ErrTimeout{}
-		case <-abandon:
 			terr = &tcpip.ErrTimeout{}
 		case <-ctx.Done():
 			terr = &tcpip.ErrAborted{}
@@ -296,5 +309,5 @@ func (n *Network) tryGuest(ctx context.Context, to netip.AddrPort, patience time
 		ep.Close()
 		return guestConn{}, errors.New(terr.String())
 	}
-	return guestConn{gonet.NewTCPConn(&wq, ep), ep}, nil
+	return newGuestConn(&wq, ep), nil
 }

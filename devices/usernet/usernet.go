@@ -187,7 +187,7 @@ func (n *Network) configure() error {
 	rcv := tcpip.TCPReceiveBufferSizeRangeOption{Min: 4096, Default: tcpBuffer, Max: tcpBuffer}
 	snd := tcpip.TCPSendBufferSizeRangeOption{Min: 4096, Default: tcpBuffer, Max: tcpBuffer}
 	sack := tcpip.TCPSACKEnabled(true)
-	wait := tcpip.TCPTimeWaitTimeoutOption(5 * time.Second) // there is no path on which segments linger
+	wait := tcpip.TCPTimeWaitTimeoutOption(10 * time.Millisecond) // there is no path on which segments linger
 	for _, o := range []tcpip.SettableTransportProtocolOption{&rcv, &snd, &sack, &wait} {
 		if err := s.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
 			return fmt.Errorf("user network: set up TCP: %v", err)

@@ -20,6 +20,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
@@ -225,18 +226,45 @@ func TestForwardClientGone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conns := func() int {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		return n.conns
-	}
-	for conns() != 1 {
+	for n.connCount() != 1 {
 		time.Sleep(time.Millisecond)
 	}
 	resetHost(c.(*net.TCPConn))
-	for start := time.Now(); conns() != 0; time.Sleep(time.Millisecond) {
+	for start := time.Now(); n.connCount() != 0; time.Sleep(time.Millisecond) {
 		if time.Since(start) > 5*time.Second {
 			t.Fatal("the connection is still held")
+		}
+	}
+}
+
+// A connection that both sides have ended counts until the guest has taken
+// everything: what waits for it is memory of ours.
+func TestConnectionCountsUntilTaken(t *testing.T) {
+	n := newNetwork(t, Config{})
+	g := startGuest(t, n)
+	served := make(chan struct{})
+	to := hostTCP(t, n, func(c *net.TCPConn) {
+		_, _ = c.Write(make([]byte, tcpBuffer/2))
+		_ = c.CloseWrite()
+		_, _ = io.Copy(io.Discard, c)
+		close(served)
+	})
+	window := tcpip.TCPReceiveBufferSizeRangeOption{Min: 4096, Default: 16384, Max: 16384}
+	if err := g.SetTransportProtocolOption(tcp.ProtocolNumber, &window); err != nil {
+		t.Fatal(err)
+	}
+	c := g.dial(t, to)
+	if err := c.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	<-served
+	if k := n.connCount(); k != 1 {
+		t.Errorf("%d connections count", k)
+	}
+	_ = c.Close() // with data unread: a reset
+	for start := time.Now(); n.connCount() != 0; time.Sleep(time.Millisecond) {
+		if time.Since(start) > 5*time.Second {
+			t.Fatal("the connection counts still")
 		}
 	}
 }
