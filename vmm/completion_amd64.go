@@ -12,6 +12,7 @@ import (
 type archVCPU struct {
 	completer *complete.Completer
 	state     complete.CPU
+	result    complete.Result
 	completed uint64 // instructions so far
 }
 
@@ -41,11 +42,7 @@ func (c *vcpu) complete() (*complete.Result, error) {
 		}
 		a.state.XSAVE = make([]byte, c.vm.kvm.XSaveSize())
 	}
-	regs, err := c.Regs()
-	if err != nil {
-		return nil, err
-	}
-	sregs, err := c.Sregs()
+	regs, err := c.Sync()
 	if err != nil {
 		return nil, err
 	}
@@ -55,14 +52,14 @@ func (c *vcpu) complete() (*complete.Result, error) {
 	if err := c.XSave(a.state.XSAVE); err != nil {
 		return nil, err
 	}
-	loadState(&a.state, regs, sregs)
-	var res complete.Result
-	a.completer.Complete(&a.state, &res)
+	loadState(&a.state, &regs.Regs, &regs.Sregs)
+	res := &a.result
+	a.completer.Complete(&a.state, res)
 	if res.Outcome == complete.NotOnList {
-		return &res, nil
+		return res, nil
 	}
 	a.completed++
-	return &res, c.storeState(&res, regs, sregs)
+	return res, c.storeState(res, regs)
 }
 
 // loadState gives the registers of KVM to a completion.
@@ -81,44 +78,30 @@ const vectorPF = 14
 
 // storeState writes back what a completion changed and replaces the #UD that
 // KVM queued for the refused instruction by what the processor would have raised.
-func (c *vcpu) storeState(res *complete.Result, r *kvm.Regs, x *kvm.Sregs) error {
-	s := &c.arch.state
+func (c *vcpu) storeState(res *complete.Result, regs *kvm.SyncRegs) error {
+	s, r, x, e := &c.arch.state, &regs.Regs, &regs.Sregs, &regs.Events
 	g := &s.GPR
 	r.RAX, r.RCX, r.RDX, r.RBX, r.RSP, r.RBP, r.RSI, r.RDI = g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7]
 	r.R8, r.R9, r.R10, r.R11, r.R12, r.R13, r.R14, r.R15 = g[8], g[9], g[10], g[11], g[12], g[13], g[14], g[15]
 	r.RIP, r.RFLAGS = s.RIP, s.RFLAGS
-	fault := res.Outcome == complete.Faulted
-	pageFault := fault && res.Fault.Vector == vectorPF
-	if s.SegChanged || pageFault {
-		x.FS.Base, x.GS.Base = s.Seg[complete.FS].Base, s.Seg[complete.GS].Base
-		if pageFault {
-			x.CR2 = res.Fault.CR2
-		}
-		if err := c.SetSregs(x); err != nil {
-			return err
-		}
-	}
-	if s.FPUChanged {
-		if err := c.SetXSave(s.XSAVE); err != nil {
-			return err
-		}
-	}
-	if err := c.SetRegs(r); err != nil {
-		return err
-	}
-	e, err := c.Events()
-	if err != nil {
-		return err
-	}
+	x.FS.Base, x.GS.Base = s.Seg[complete.FS].Base, s.Seg[complete.GS].Base
 	e.E = kvm.Exception{}
 	e.I.Shadow = 0
-	if fault {
+	pageFault := false
+	if res.Outcome == complete.Faulted {
 		e.E.Inject, e.E.Nr, e.E.ErrorCode = 1, res.Fault.Vector, res.Fault.ErrorCode
 		if res.Fault.HasError {
 			e.E.HadErrorCode = 1
 		}
+		if pageFault = res.Fault.Vector == vectorPF; pageFault {
+			x.CR2 = res.Fault.CR2
+		}
 	}
-	return c.SetEvents(e)
+	c.SetDirty(s.SegChanged || pageFault)
+	if s.FPUChanged {
+		return c.SetXSave(s.XSAVE)
+	}
+	return nil
 }
 
 // Close releases the vCPU and its tools.

@@ -104,8 +104,8 @@ func (l *loaded) load(cfg *Config) error {
 	}
 	if cfg.RNG == Auto {
 		cfg.RNG = On
-		if l.image.Unikraft && cfg.Machine == boot.MachineMicroVM && (!l.image.LibParams || cfg.deviceCount() > boot.MaxUnikraftMMIO) {
-			cfg.RNG = Off // its place on the command line is for the application, or taken
+		if l.image.Unikraft {
+			cfg.RNG = Off // it reads RDRAND, and complains of devices it has no driver for
 		}
 	}
 	for i := range cfg.deviceCount() {

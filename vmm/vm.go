@@ -260,13 +260,7 @@ func (m *VM) Plan() *boot.Plan { return m.plan }
 
 // Close releases everything. The VM must not be running.
 func (m *VM) Close() error {
-	var errs []error
-	for _, d := range m.devs {
-		errs = append(errs, d.Close())
-	}
-	for i := len(m.closers) - 1; i >= 0; i-- {
-		errs = append(errs, m.closers[i].Close())
-	}
+	errs := []error{m.closeDevices()}
 	for _, c := range m.cpus {
 		errs = append(errs, c.Close())
 	}
@@ -275,6 +269,31 @@ func (m *VM) Close() error {
 	}
 	if m.mem != nil {
 		errs = append(errs, m.mem.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// CloseForExit is [VM.Close] for a process that exits right behind it: files and
+// networks are closed, and the kernel tears down the rest in its own time.
+func (m *VM) CloseForExit() error {
+	err := m.closeDevices()
+	cpus := make([]*kvm.VCPU, len(m.cpus))
+	for i, c := range m.cpus {
+		cpus[i] = c.VCPU
+	}
+	if e := kvm.Detach(m.kvm, cpus); e != nil {
+		m.log.Debug("the exit waits for KVM", "err", e)
+	}
+	return err
+}
+
+func (m *VM) closeDevices() error {
+	var errs []error
+	for _, d := range m.devs {
+		errs = append(errs, d.Close())
+	}
+	for i := len(m.closers) - 1; i >= 0; i-- {
+		errs = append(errs, m.closers[i].Close())
 	}
 	return errors.Join(errs...)
 }

@@ -43,7 +43,7 @@ func inspect(args []string, stdout io.Writer) error {
 	if asJSON {
 		return writeJSON(stdout, in.Image)
 	}
-	_, err = fmt.Fprint(stdout, in.Image)
+	_, err = in.Image.WriteTo(stdout)
 	return err
 }
 

@@ -69,6 +69,7 @@ func run(args []string, stdout, stderr io.Writer) (int, error) {
 		})
 	}
 	stopOnSignal(cancel)
+	signal.Ignore(unix.SIGXFSZ) // a share's file at its size limit is the guest's error, not ours
 	term := openTerminal(os.Stdin, cancel)
 	defer term.restore()
 	cfg.Stdin = term
@@ -77,6 +78,7 @@ func run(args []string, stdout, stderr io.Writer) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	time.AfterFunc(trimAfter, trimMemory)
 	outcome, err := m.Run(ctx)
 	term.restore()
 	if outcome.Dump != "" {
@@ -88,7 +90,7 @@ func run(args []string, stdout, stderr io.Writer) (int, error) {
 	if err != nil {
 		return outcome.Status, nil // a vCPU thread hangs in a host call: leave it to the end of the process
 	}
-	if err := m.Close(); err != nil {
+	if err := m.CloseForExit(); err != nil {
 		log.Error("close", "err", err)
 	}
 	return outcome.Status, nil

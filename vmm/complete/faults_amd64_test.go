@@ -2,6 +2,9 @@ package complete
 
 import (
 	"bytes"
+	"io"
+	"runtime"
+	"runtime/pprof"
 	"sync"
 	"testing"
 
@@ -491,6 +494,60 @@ func TestLengths(t *testing.T) {
 	}
 	if compared < 3000 {
 		t.Errorf("only %d compared", compared)
+	}
+}
+
+// TestSignals: profiling and preemption signals arrive inside the trampoline, and
+// neither the runtime nor a result suffers.
+func TestSignals(t *testing.T) {
+	b := newBench(t)
+	if err := pprof.StartCPUProfile(io.Discard); err != nil {
+		t.Skip(err)
+	}
+	defer pprof.StopCPUProfile()
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				runtime.GC() // preempts every goroutine by signal
+			}
+		}
+	}()
+	defer wg.Wait()
+	defer close(stop)
+	var res Result
+	if err := b.mem.Write(testCode, []byte("\xc5\xfd\xd4\xc1\xd8\xc1\xf3\x48\x0f\xb8\xc6")); err != nil { // vpaddq ymm0, ymm0, ymm1; fadd st, st(1); popcnt rax, rsi
+		t.Fatal(err)
+	}
+	x := b.cpu.XSAVE
+	x[xFTW] = 0xff
+	le.PutUint64(x[xXMM+16:], 3)
+	le.PutUint64(x[xST:], 1<<63)
+	le.PutUint16(x[xST+8:], 0x3fff) // 1
+	copy(x[xST+16:xST+26], x[xST:])
+	const rounds = 100000
+	for range rounds {
+		b.cpu.RIP, b.cpu.GPR[RSI] = testCode, 0xff
+		for range 3 {
+			if b.c.Complete(b.cpu, &res); res.Outcome != Done {
+				t.Fatal(&res)
+			}
+		}
+	}
+	if sum := le.Uint64(x[xXMM:]); sum != 3*rounds {
+		t.Errorf("vector sum %d, want %d", sum, 3*rounds)
+	}
+	if exp, man := le.Uint16(x[xST+8:]), le.Uint64(x[xST:]); exp != 0x3fff+16 || man != (rounds+1)<<47 {
+		t.Errorf("x87 sum %#x %#x", exp, man)
+	}
+	if b.cpu.GPR[RAX] != 8 {
+		t.Errorf("popcnt %d", b.cpu.GPR[RAX])
 	}
 }
 

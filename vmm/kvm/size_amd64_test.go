@@ -13,6 +13,7 @@ func TestX86StructSizes(t *testing.T) {
 		"kvm_regs":         {unsafe.Sizeof(Regs{}), 144},
 		"kvm_sregs":        {unsafe.Sizeof(Sregs{}), 312},
 		"kvm_vcpu_events":  {unsafe.Sizeof(VCPUEvents{}), 64},
+		"kvm_sync_regs":    {unsafe.Sizeof(SyncRegs{}), 520},
 		"kvm_lapic_state":  {unsafe.Sizeof(LAPIC{}), 1024},
 	} {
 		if c.got != c.want {

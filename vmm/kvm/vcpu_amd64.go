@@ -81,21 +81,51 @@ func (c *VCPU) XCR0() (uint64, error) {
 	return 3, nil
 }
 
-// Events reads pending exceptions and interrupts (KVM_GET_VCPU_EVENTS).
-func (c *VCPU) Events() (*VCPUEvents, error) {
-	var e VCPUEvents
-	if err := gokvm.GetVCPUEvents(uintptr(c.fd), &e); err != nil {
-		return nil, fmt.Errorf("KVM_GET_VCPU_EVENTS: %w", err)
-	}
-	return &e, nil
+// SyncRegs is struct kvm_sync_regs: the part of the vCPU's state that KVM can
+// exchange through kvm_run with KVM_RUN, without an ioctl of its own each.
+type SyncRegs struct {
+	Regs   Regs
+	Sregs  Sregs
+	Events VCPUEvents
 }
 
-// SetEvents writes pending exceptions and interrupts (KVM_SET_VCPU_EVENTS).
-func (c *VCPU) SetEvents(e *VCPUEvents) error {
-	if err := gokvm.SetVCPUEvents(uintptr(c.fd), e); err != nil {
-		return fmt.Errorf("KVM_SET_VCPU_EVENTS: %w", err)
+// Offsets in struct kvm_run, and the bits of its two masks.
+const (
+	offValidRegs = 288
+	offDirtyRegs = 296
+	offSyncRegs  = 304
+
+	syncRegs   = 1 << 0
+	syncSregs  = 1 << 1
+	syncEvents = 1 << 2
+)
+
+// Sync returns the vCPU's registers as they are after an exit. From the first
+// call on KVM stores them at every exit (KVM_CAP_SYNC_REGS), which costs little
+// on a KVM whose ioctls cost much. What the caller changes counts after the
+// matching call of [VCPU.SetDirty].
+func (c *VCPU) Sync() (*SyncRegs, error) {
+	if c.shared[offValidRegs] == 0 {
+		c.shared[offValidRegs] = syncRegs | syncSregs | syncEvents
+		// KVM_RUN with immediate_exit only stores them. A kick that comes now is
+		// not lost: whoever kicks has changed the state that is looked at next.
+		c.shared[offImmediateExit] = 1
+		_, err := c.Run()
+		c.shared[offImmediateExit] = 0
+		if err != nil {
+			return nil, err
+		}
 	}
-	return nil
+	return c.syncArea(), nil
+}
+
+// SetDirty has the next KVM_RUN load the general registers and pending events
+// from the [SyncRegs], and with sregs also the segment and control registers.
+func (c *VCPU) SetDirty(sregs bool) {
+	c.shared[offDirtyRegs] = syncRegs | syncEvents
+	if sregs {
+		c.shared[offDirtyRegs] |= syncSregs
+	}
 }
 
 // LAPIC is the register page of a local APIC, 1 KiB.

@@ -19,6 +19,12 @@ func (s *System) SupportedCPUID() ([]CPUIDEntry, error) {
 	return t.entries[:min(t.n, MaxCPUID)], nil
 }
 
+func (c *VCPU) syncArea() *SyncRegs {
+	area := c.shared[offSyncRegs:]
+	_ = area[unsafe.Sizeof(SyncRegs{})-1]
+	return (*SyncRegs)(unsafe.Pointer(unsafe.SliceData(area)))
+}
+
 // CreatePIT creates the i8254 timer in the kernel, with the speaker's gate port
 // 0x61 that guests calibrate their clocks by (KVM_CREATE_PIT2).
 func (v *VM) CreatePIT() error {
