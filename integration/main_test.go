@@ -64,6 +64,12 @@ func here(t *testing.T) *bench {
 	return newBench(t, lab.Local{}, 20*time.Second)
 }
 
+// local reports whether the host is this machine.
+func (b *bench) local() bool {
+	_, ok := b.Host.(lab.Local)
+	return ok
+}
+
 // file puts a file on the host and returns its path there.
 func (b *bench) file(t *testing.T, path string) string {
 	t.Helper()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"regexp"
 	"sync"
 	"time"
@@ -23,6 +24,7 @@ type Console struct {
 	buf    []byte
 	seen   int           // bytes that Expect went past
 	ended  bool          // no more will come
+	tee    io.Writer     // gets everything too; may be nil
 	change chan struct{} // closed and replaced when any of the above changes
 }
 
@@ -32,7 +34,18 @@ func (c *Console) Write(p []byte) (int, error) {
 	defer c.mu.Unlock()
 	c.buf = append(c.buf, p...)
 	c.changed()
+	if c.tee != nil {
+		_, _ = c.tee.Write(p)
+	}
 	return len(p), nil
+}
+
+// Tee has w get what was and will be written.
+func (c *Console) Tee(w io.Writer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, _ = w.Write(c.buf)
+	c.tee = w
 }
 
 // Close tells the waiting that no more will come.

@@ -105,6 +105,9 @@ func StartX86(ctx context.Context, mib int) (_ *X86, err error) {
 	return nil, fmt.Errorf("x86 lab: %w before its agent answered: %s%s", err, l.qemu.Stderr().tail(), l.qemu.Console().tail())
 }
 
+// Console is the console of the lab's own kernel.
+func (l *X86) Console() *Console { return l.qemu.Console() }
+
 // Close ends the lab and everything in it.
 func (l *X86) Close() error {
 	if l.sock != nil {
