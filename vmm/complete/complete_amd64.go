@@ -149,6 +149,9 @@ func (c *Completer) step() bool {
 	if e := f.ext(); e != 0 && e>>(in.reg&7)&1 == 0 {
 		return c.raise(vecUD)
 	}
+	if in.k512 {
+		return c.step512()
+	}
 	if in.vex {
 		used := f&vvMask != 0 && (f&vvReg == 0 || !in.mem)
 		if in.l && f&l0 != 0 || !in.l && f&l1 != 0 || in.w && f&w0 != 0 || !in.w && f&w1 != 0 ||
@@ -247,10 +250,14 @@ func (c *Completer) unitsReady(v, m bool) bool {
 }
 
 // size returns the bytes of the memory operand.
-func (c *Completer) size() int {
-	in := &c.in
+func (in *inst) size() int {
 	vl := 16
-	if in.vex && in.l {
+	switch {
+	case in.bcast:
+		return in.element()
+	case in.k512:
+		vl <<= in.ll
+	case in.vex && in.l:
 		vl = 32
 	}
 	switch in.form & mMask {
@@ -300,12 +307,12 @@ func (c *Completer) runForm() bool {
 		}
 		return c.runHost()
 	}
-	n := c.size()
+	n := in.size()
 	acc := accRead
 	if f&store != 0 {
 		acc = accWrite
 	}
-	if f&(maskVV|maskVS) != 0 {
+	if f&(maskVV|maskVS) != 0 || in.aaa != 0 {
 		return c.runMasked(n, acc)
 	}
 	lin, ok := c.linear(in.sseg, in.off, n, acc == accWrite)
@@ -346,7 +353,8 @@ func (c *Completer) runByteSource() bool {
 }
 
 // runMasked executes a vector load or store that touches only the elements
-// whose mask element in vvvv has its sign set; a page without such an element
+// whose mask element in vvvv has its sign set, or for EVEX those with a bit in
+// the mask register; a page without such an element
 // is not accessed at all (SDM vol. 2, VMASKMOV).
 func (c *Completer) runMasked(n int, acc access) bool {
 	in := &c.in
@@ -355,10 +363,26 @@ func (c *Completer) runMasked(n int, acc access) bool {
 		size = 8
 	}
 	var mask [32]byte
-	if !c.vector(in.vvvv, &mask) {
+	var bits uint64
+	if in.k512 {
+		if !c.settle(c.vectorState()) {
+			return false
+		}
+		size = in.element()
+		k, _ := c.component(5)
+		bits = le.Uint64(c.cpu.XSAVE[k+8*int(in.aaa):])
+		if in.bcast && bits<<(64-(16<<in.ll)/size) != 0 {
+			bits = 1 // any element reads the one
+		}
+	} else if !c.vector(in.vvvv, &mask) {
 		return false
 	}
-	active := func(i int) bool { return mask[i+size-1]&0x80 != 0 }
+	active := func(i int) bool {
+		if in.k512 {
+			return bits>>(i/size)&1 != 0
+		}
+		return mask[i+size-1]&0x80 != 0
+	}
 	lo, hi := n, 0
 	for i := 0; i < n; i += size {
 		if active(i) {
@@ -367,6 +391,11 @@ func (c *Completer) runMasked(n int, acc access) bool {
 	}
 	data := c.exec.operand(n)
 	if lo < hi {
+		if in.k512 && in.form&alV != 0 {
+			if lin, ok := c.linear(in.sseg, in.off, n, acc == accWrite); !ok || lin%uint64(n) != 0 {
+				return c.raiseErr(vecGP, 0)
+			}
+		}
 		off := in.off + uint64(lo)
 		lin, ok := c.linear(in.sseg, c.wrap(off), hi-lo, acc == accWrite)
 		if !ok || !c.prepare(&c.op, lin, hi-lo, acc) {

@@ -23,6 +23,11 @@ type inst struct {
 	l        bool
 	r, x, b  uint8 // 8 or 0
 	vvvv     uint8
+	k512     bool // EVEX, or VEX on mask registers
+	evex     bool
+	ll       uint8 // EVEX.L'L
+	bcast, z bool
+	aaa      uint8 // EVEX: mask register
 	mapNo    uint8 // 0: one-byte opcodes, 1: 0F, 2: 0F38, 3: 0F3A
 	op       uint8
 	hasModRM bool
@@ -129,7 +134,7 @@ prefixes:
 		return c.decodeVEX(b, b1, in.pp != 0 || rex != 0)
 	}
 	if b == 0x62 {
-		return c.refuse("EVEX encoding or bound")
+		return c.decodeEVEX(in.pp != 0 || rex != 0)
 	}
 	in.op = b
 	var ok bool
@@ -200,13 +205,15 @@ func (c *Completer) decodeVEX(b, b1 byte, prefixed bool) decodeEnd {
 	if in.op, ok = c.next(); !ok {
 		return faulted
 	}
-	var f form
-	switch in.mapNo {
-	case 1:
+	f := kForm(in)
+	in.k512 = f != 0
+	switch {
+	case f != 0:
+	case in.mapNo == 1:
 		f = map1[in.pp][in.op]
-	case 2:
+	case in.mapNo == 2:
 		f = map2[in.pp][in.op]
-	case 3:
+	case in.mapNo == 3:
 		f = map3[in.pp][in.op]
 	}
 	if f.vex() == 0 {
@@ -308,6 +315,9 @@ func (c *Completer) modRM() bool {
 			disp, ok = c.number(2)
 		case in.mod == 1:
 			disp, ok = c.number(1)
+			if in.evex {
+				disp *= int64(in.size())
+			}
 		case in.mod == 2:
 			disp, ok = c.number(2)
 		}
@@ -340,6 +350,9 @@ func (c *Completer) modRM() bool {
 		switch {
 		case in.mod == 1:
 			disp, ok = c.number(1)
+			if in.evex { // disp8*N (SDM vol. 2, 2.7.5)
+				disp *= int64(in.size())
+			}
 		case in.mod == 2 || noBase:
 			disp, ok = c.number(4)
 		}

@@ -30,6 +30,9 @@ type assembler struct {
 	ext            int    // ModRM.reg, or -1
 	vsib           bool
 	m32            bool // for 32-bit code
+	evex, z, bcast bool
+	k              bool // on mask registers
+	ll, aaa        uint8
 }
 
 var specialFloats = []uint64{
@@ -66,6 +69,20 @@ func (a *assembler) build(cpu *CPU) []byte {
 	r := a.r
 	var out []byte
 	reg, rm, vvvv := uint8(r.IntN(16)), uint8(r.IntN(16)), uint8(0)
+	if a.evex {
+		if a.row.reg() == 2 {
+			reg |= uint8(r.IntN(2)) << 4
+		}
+		if !a.mem && a.row.rm() == 2 {
+			rm |= uint8(r.IntN(2)) << 4
+		}
+	}
+	if a.row.reg() == 3 && (a.evex || a.k) {
+		reg &= 7
+	}
+	if !a.mem && a.row.rm() == 3 && (a.evex || a.k) {
+		rm &= 7
+	}
 	if a.m32 {
 		reg, rm = reg&7, rm&7
 	}
@@ -74,7 +91,10 @@ func (a *assembler) build(cpu *CPU) []byte {
 	}
 	if a.row&vvMask != 0 && (a.row&vvReg == 0 || !a.mem) {
 		vvvv = uint8(r.IntN(16))
-		if a.m32 {
+		if a.evex && a.row&vvMask == vvV {
+			vvvv |= uint8(r.IntN(2)) << 4
+		}
+		if a.m32 || a.k {
 			vvvv &= 7
 		}
 	}
@@ -148,6 +168,11 @@ func (a *assembler) build(cpu *CPU) []byte {
 			scale := uint8(r.IntN(4))
 			disp := int8(r.IntN(256) - 128)
 			rest := at - uint64(int64(disp))
+			if a.evex {
+				in := inst{form: a.row, k512: true, ll: a.ll, w: a.w, bcast: a.bcast}
+				disp /= 32
+				rest = at - uint64(int64(disp)*int64(in.size()))
+			}
 			if !a.vsib {
 				cpu.GPR[index] = uint64(r.IntN(1 << 20))
 				rest -= cpu.GPR[index] << scale
@@ -169,6 +194,19 @@ func (a *assembler) build(cpu *CPU) []byte {
 		x = index & 8
 	}
 	switch {
+	case a.evex:
+		out = append(out, 0x62, ^(reg&8<<4|x<<3|rm&8<<2|reg&16|rm&16<<2)&0xF0|a.mapNo)
+		b1, b2 := ^vvvv&15<<3|4|a.pp, a.ll<<5|^vvvv&16>>1|a.aaa
+		if a.w {
+			b1 |= 0x80
+		}
+		if a.z {
+			b2 |= 0x80
+		}
+		if a.bcast {
+			b2 |= 0x10
+		}
+		out = append(out, b1, b2, a.op)
 	case a.vex:
 		b1 := ^(reg&8<<4|x<<3|rm&8<<2)&0xE0 | a.mapNo
 		b2 := ^vvvv&15<<3 | a.pp
@@ -551,6 +589,65 @@ func differentialTable(t *testing.T, m32 bool, rounds int) {
 					}
 				}
 			}
+		}
+	}
+	t.Logf("%d instructions, %d of them faulted", d.ran, d.faults)
+}
+
+// TestDifferential512 runs every EVEX row and the mask register instructions.
+func TestDifferential512(t *testing.T) {
+	d := newDifferential(t)
+	if !d.c.has(f512) {
+		t.Skip("no AVX-512")
+	}
+	rounds := 2
+	if testing.Short() {
+		rounds = 1
+	}
+	run := func(a assembler) {
+		name := fmt.Sprintf("map %d pp %d op %02x evex %v ll %d w %v mem %v k%d z %v broadcast %v", a.mapNo, a.pp, a.op, a.evex, a.ll, a.w, a.mem, a.aaa, a.z, a.bcast)
+		for range rounds {
+			if e := a.row.ext(); e != 0 {
+				for a.ext = d.r.IntN(8); e>>a.ext&1 == 0; {
+					a.ext = d.r.IntN(8)
+				}
+			}
+			cpu := randomCPU(d.r)
+			d.compare(name, cpu, a.build(cpu), nil)
+		}
+	}
+	for m, tab := range map[uint8]*table{1: &evex1, 2: &evex2, 3: &evex3} {
+		for pp := range tab {
+			for op, row := range tab[pp] {
+				if row == 0 {
+					continue
+				}
+				for shape := range 3 * 2 * 2 * 2 * 3 {
+					a := assembler{r: d.r, row: row, mapNo: m, pp: uint8(pp), op: uint8(op), ext: -1, evex: true}
+					a.ll = uint8(shape % 3)
+					a.w, a.mem, a.bcast = shape/3&1 != 0, shape/6&1 != 0, shape/12&1 != 0
+					if mask := shape / 24; mask > 0 {
+						a.aaa, a.z = uint8(1+d.r.IntN(7)), mask == 2
+					}
+					if a.w && row&w0 != 0 || !a.w && row&w1 != 0 || a.ll != 0 && row&l0 != 0 || a.ll == 0 && row&l1 != 0 || a.ll != 2 && row&l2 != 0 ||
+						a.mem && row&mMask == 0 || !a.mem && row.rm() == 0 || a.bcast && (!a.mem || row&bcst == 0) ||
+						a.aaa != 0 && (row&elems == 0 || a.mem && (row&whole != 0 || row&mMask != mVL)) || a.z && (row.reg() == 3 || a.mem && row&store != 0) {
+						continue
+					}
+					run(a)
+				}
+			}
+		}
+	}
+	rounds *= 4
+	for _, m := range []uint8{1, 3} {
+		for n := range 4 * 2 * 2 * 2 * 256 {
+			a := assembler{r: d.r, mapNo: m, pp: uint8(n & 3), op: uint8(n >> 5), ext: -1, vex: true, k: true, w: n&4 != 0, l: n&8 != 0, mem: n&16 != 0}
+			a.row = kForm(&inst{mapNo: m, pp: a.pp, op: a.op, w: a.w})
+			if row := a.row; row == 0 || a.w && row&w0 != 0 || a.l && row&l0 != 0 || !a.l && row&l1 != 0 || a.mem && row&mMask == 0 || !a.mem && row.rm() == 0 {
+				continue
+			}
+			run(a)
 		}
 	}
 	t.Logf("%d instructions, %d of them faulted", d.ran, d.faults)

@@ -70,18 +70,28 @@ func (c *Completer) encode(k *code, regs *renaming) {
 		v = regs.host(v)
 	}
 	rexR, rexB := reg&8, rm&8
-	if in.vex {
+	switch {
+	case in.evex:
+		k.put(0x62)
+		k.put(^(rexR<<4|rexB<<2|reg&16|rm&16<<2)&0xF0 | in.mapNo)
+		k.put(in.wBit() | ^v&15<<3 | 4 | in.pp)
+		p := in.ll<<5 | ^v&16>>1 | in.aaa
+		if in.z {
+			p |= 0x80
+		}
+		if in.bcast {
+			p |= 0x10
+		}
+		k.put(p)
+	case in.vex:
 		k.put(0xC4)
 		k.put(^(rexR<<4|rexB<<2)&0xA0 | 0x40 | in.mapNo)
-		b := ^v&15<<3 | in.pp
-		if in.w {
-			b |= 0x80
-		}
+		b := in.wBit() | ^v&15<<3 | in.pp
 		if in.l {
 			b |= 4
 		}
 		k.put(b)
-	} else {
+	default:
 		if f&opSize != 0 && in.opBytes == 2 || f&opSize == 0 && in.pp == 1 {
 			k.put(0x66)
 		}
@@ -117,4 +127,11 @@ func (c *Completer) encode(k *code, regs *renaming) {
 	if f&imm != 0 {
 		k.put(in.imm)
 	}
+}
+
+func (in *inst) wBit() byte {
+	if in.w {
+		return 0x80
+	}
+	return 0
 }

@@ -2,8 +2,9 @@ package complete
 
 // Running an instruction on the host. No instruction of the list can fault
 // there, by construction:
-//   - its bytes are encoded here, from a row of the table, and the row's feature
-//     bit and the host's XCR0 have been checked: no #UD, no #NM;
+//   - its bytes are encoded here, from a row of the table, and the row's operands,
+//     lengths, feature bit and the host's XCR0 have been checked (step, step512):
+//     no #UD, no #NM;
 //   - it names no general register but rax, rbx, rcx, rdx, rsi and rdi, and no
 //     memory but [rdi], 64-byte aligned in a page of its own that is larger than
 //     any operand: no #PF, no #GP, no #AC. Rows with other memory operands
@@ -56,6 +57,8 @@ func (c *Completer) hostState() uint64 {
 	f := in.form
 	var s uint64
 	switch {
+	case in.k512:
+		return c.vectorState()
 	case f.hand() == hVZero && !in.vex, f.hand() == hX87:
 		return xX87
 	case in.vex && (f.usesV() || f.hand() == hVZero):

@@ -30,6 +30,8 @@ var featureBits = [...]struct {
 	{fLZCNT, 0x80000001, 0, 2, 5},
 }
 
+const all512 = 1<<16 | 1<<17 | 1<<30 | 1<<31
+
 func readFeatures(id CPUID) features {
 	f := features{has: 1 << fBase, physBits: 36}
 	max, maxExt := id(0, 0)[0], id(0x80000000, 0)[0]
@@ -49,6 +51,9 @@ func readFeatures(id CPUID) features {
 		if ask(b.leaf, b.sub)[b.reg]>>b.bit&1 != 0 {
 			f.has |= 1 << b.feature
 		}
+	}
+	if ask(7, 0)[1]&all512 == all512 {
+		f.has |= 1 << f512
 	}
 	if bits := uint8(ask(0x80000008, 0)[0]); bits >= 32 && bits <= 52 {
 		f.physBits = bits

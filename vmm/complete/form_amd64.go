@@ -54,6 +54,16 @@ const (
 	maskVV form = 1 << 38 // memory elements are chosen by the signs in vvvv; element size by W
 	maskVS form = 1 << 39 // as maskVV, element size is 4 or 8 by the opcode's low bit
 
+	// AVX-512 rows; regM and rmM stand for mask registers there, l1 for 256 or 512 bits.
+	bcst  form = 1 << 53 // memory may be one element for all
+	elem1 form = 1 << 54 // element size for masking; none means it is not masked
+	elem2 form = 2 << 54
+	elemW form = 3 << 54 // 8 with W, else 4
+	elemB form = 4 << 54 // 2 with W, else 1
+	elems form = 7 << 54
+	l2    form = 1 << 57 // 512 bits only
+	whole form = 1 << 58 // a masked memory operand is read whole, or not one-to-one: not on the list
+
 	extShift = 40 // the allowed values of ModRM.reg as 8 bits; 0: all
 	hand     = 48 // who does it, 5 bits; 0: the host processor
 )
@@ -90,6 +100,7 @@ const (
 	fXSAVEOPT
 	fXSAVEC
 	fXGETBV1
+	f512 // AVX512F, BW, DQ and VL together
 )
 
 // What is done in Go.

@@ -155,7 +155,7 @@ func TestRandomTable(t *testing.T) {
 		for r.IntN(2) == 0 {
 			code = append(code, prefixes[r.IntN(len(prefixes))])
 		}
-		switch r.IntN(5) {
+		switch r.IntN(6) {
 		case 0:
 			code = append(code, 0xD8+byte(r.IntN(8)))
 		case 1:
@@ -165,6 +165,8 @@ func TestRandomTable(t *testing.T) {
 		case 3:
 			code = append(code, 0xC5)
 		case 4:
+			code = append(code, 0x62, byte(r.Uint32())&0xF0|byte(1+r.IntN(3)), byte(r.Uint32())|4)
+		case 5:
 			code = append(code, 0xC4, byte(r.Uint32())&0xE0|byte(1+r.IntN(3)))
 		}
 		for len(code) < maxLen {

@@ -66,13 +66,13 @@ func (c *Completer) x87() bool {
 	if !c.fpuReady() || !noWait && !c.x87Clear() || !c.settle(xX87) {
 		return false
 	}
-	if in.mem && in.form&store == 0 && !c.area(c.size(), 1, accRead) ||
-		in.mem && in.form&store != 0 && !c.area(c.size(), 1, accWrite) {
+	if in.mem && in.form&store == 0 && !c.area(in.size(), 1, accRead) ||
+		in.mem && in.form&store != 0 && !c.area(in.size(), 1, accWrite) {
 		return false
 	}
 	var data []byte
 	if in.mem {
-		data = c.exec.operand(c.size())
+		data = c.exec.operand(in.size())
 		// A store that an unmasked exception suppresses leaves memory as it is.
 		if in.form&store == 0 || le.Uint16(c.cpu.XSAVE[xFCW:])&0x3f != 0x3f {
 			c.read(&c.op, 0, data)

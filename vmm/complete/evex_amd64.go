@@ -1,0 +1,161 @@
+package complete
+
+// AVX-512: EVEX encodings and the VEX encodings that work on mask registers, as
+// far as string functions and simple vector code use them (SDM vol. 2, 2.7).
+// Not on the list: embedded rounding, gathers and scatters, compressing and
+// narrowing moves, and masked memory operands that do not match their register
+// element by element.
+
+// decodeEVEX reads what follows 62.
+func (c *Completer) decodeEVEX(prefixed bool) decodeEnd {
+	in := &c.in
+	var p [3]byte
+	for i := range p {
+		var ok bool
+		if p[i], ok = c.next(); !ok {
+			return faulted
+		}
+		if i == 0 && in.mode != 64 && p[0] < 0xC0 || !c.cpu.protected() {
+			return c.refuse("not an instruction that completion knows (bound)")
+		}
+	}
+	in.evex, in.k512 = true, true
+	in.mapNo, in.pp = p[0]&7, p[1]&3
+	in.r = ^p[0]>>4&8 | ^p[0]&16
+	in.x, in.b = ^p[0]>>3&8, ^p[0]>>2&8
+	in.w = p[1]&0x80 != 0
+	in.vvvv = ^p[1]>>3&15 | ^p[2]<<1&16
+	in.z, in.ll, in.bcast, in.aaa = p[2]&0x80 != 0, p[2]>>5&3, p[2]&0x10 != 0, p[2]&7
+	var ok bool
+	if in.op, ok = c.next(); !ok {
+		return faulted
+	}
+	if p[0]&8 != 0 || p[1]&4 == 0 || in.ll == 3 {
+		return c.refuse("reserved EVEX encoding")
+	}
+	if in.mode != 64 {
+		in.r, in.x, in.b = 0, 0, 0
+		in.vvvv &= 7
+	}
+	var f form
+	switch in.mapNo {
+	case 1:
+		f = evex1[in.pp][in.op]
+	case 2:
+		f = evex2[in.pp][in.op]
+	case 3:
+		f = evex3[in.pp][in.op]
+	}
+	if f == 0 {
+		return c.refuse("EVEX opcode not on the list")
+	}
+	if prefixed || in.lock {
+		c.raise(vecUD)
+		return faulted
+	}
+	// In the register form the b bit chooses rounding.
+	next, ok := c.next()
+	if !ok {
+		return faulted
+	}
+	in.n--
+	if in.bcast && next>>6 == 3 {
+		return c.refuse("EVEX with embedded rounding")
+	}
+	return c.finish(f)
+}
+
+// element returns the element size in bytes that masks and broadcasts count in.
+func (in *inst) element() int {
+	w := 1
+	if in.w {
+		w = 2
+	}
+	switch in.form & elems {
+	case elem1:
+		return 1
+	case elem2:
+		return 2
+	case elemB:
+		return w
+	}
+	return 4 * w
+}
+
+// step512 checks and executes what AVX-512 brought. Every condition under which
+// the host would raise #UD has to be met here.
+func (c *Completer) step512() bool {
+	in := &c.in
+	f := in.form
+	cpu := c.cpu
+	const state = xSSE | xAVX | x512
+	if !c.has(f512) || cpu.CR4&cr4OSXSAVE == 0 || cpu.XCR0&state != state {
+		return c.raise(vecUD)
+	}
+	if !in.mem && f.rm() == 2 { // X is the fifth bit of a vector register
+		in.rm |= in.x << 1
+	}
+	if in.mode != 64 {
+		in.rm &= 7
+	}
+	l := in.ll
+	if !in.evex && in.l {
+		l = 1
+	}
+	maskDest := f.reg() == 3
+	bad := in.mem && f&mMask == 0 || !in.mem && f.rm() == 0 ||
+		f&vvMask == 0 && in.vvvv != 0 || f&vvReg != 0 && in.mem && in.vvvv != 0 ||
+		in.w && f&w0 != 0 || !in.w && f&w1 != 0 ||
+		l != 0 && f&l0 != 0 || l == 0 && f&l1 != 0 || l != 2 && f&l2 != 0 ||
+		maskDest && in.reg > 7 || f.rm() == 3 && !in.mem && in.b != 0 || !in.evex && f&vvMask != 0 && in.vvvv > 7 ||
+		f.reg() == 1 && in.reg > 15 ||
+		in.bcast && f&bcst == 0 ||
+		in.z && (in.aaa == 0 || maskDest || in.mem && f&store != 0) ||
+		in.aaa != 0 && f&elems == 0
+	if bad {
+		return c.raise(vecUD)
+	}
+	if cpu.CR0&cr0TS != 0 {
+		return c.raise(vecNM)
+	}
+	if in.mem && in.aaa != 0 && (f&whole != 0 || f&mMask != mVL) {
+		return c.deny("EVEX with a masked memory operand of this shape")
+	}
+	return c.runForm()
+}
+
+// kForm returns the form of a VEX opcode on mask registers, zero for others.
+// NP and 66, W0 and W1 choose between words, quadwords, bytes and doublewords.
+func kForm(in *inst) form {
+	const k = f512 << vexShift
+	size := [4]form{m2, m8, m1, m4}[in.pp<<1&2|in.wBit()>>7]
+	switch {
+	case in.mapNo == 1 && in.pp < 2:
+		switch in.op {
+		case 0x41, 0x42, 0x45, 0x46, 0x47, 0x4A:
+			return k | regM | rmM | vvV | l1
+		case 0x4B:
+			if in.pp == 1 && in.w {
+				return 0
+			}
+			return k | regM | rmM | vvV | l1
+		case 0x44, 0x98, 0x99:
+			return k | regM | rmM | l0
+		case 0x90:
+			return k | regM | rmM | size | l0
+		case 0x91:
+			return k | regM | size | store | l0
+		case 0x92:
+			return k | regM | rmG | l0 | w0
+		case 0x93:
+			return k | regG | rmM | l0 | w0
+		}
+	case in.mapNo == 1 && in.pp == 3 && in.op == 0x92:
+		return k | regM | rmG | l0 | w64
+	case in.mapNo == 1 && in.pp == 3 && in.op == 0x93:
+		return k | regG | rmM | l0 | w64
+	case in.mapNo == 3 && in.pp == 1 && in.op >= 0x30 && in.op <= 0x33:
+		return k | regM | rmM | imm | l0
+	}
+	return 0
+}
