@@ -192,6 +192,9 @@ func (c *Completer) step() bool {
 	case hNone:
 		return c.runForm()
 	case hHint:
+		if in.op == 0x1E && in.pp == 2 && c.cpu.CR4&cr4CET != 0 {
+			return c.deny("rdssp or endbr with CET enabled")
+		}
 		return true
 	case hUD:
 		return c.raise(vecUD)
@@ -215,19 +218,9 @@ func (c *Completer) step() bool {
 	case hGroup1:
 		return c.group1()
 	case hVZero:
-		if in.vex {
-			return in.vvvv == 0 && c.unitsReady(true, false) && c.runHost() || c.vvvvUD()
-		}
-		return c.unitsReady(false, true) && c.runHost()
+		return c.unitsReady(in.vex, !in.vex) && c.runHost()
 	}
 	return c.deny("no handler")
-}
-
-func (c *Completer) vvvvUD() bool {
-	if c.in.vvvv != 0 {
-		return c.raise(vecUD)
-	}
-	return false
 }
 
 // unitsReady checks that the guest may use xmm and mmx registers now (SDM

@@ -120,6 +120,7 @@ const (
 	cr4OSXSAVE    = 1 << 18
 	cr4SMEP       = 1 << 20
 	cr4SMAP       = 1 << 21
+	cr4CET        = 1 << 23
 
 	eferLMA   = 1 << 10
 	eferNXE   = 1 << 11

@@ -248,6 +248,11 @@ func TestNotOnList(t *testing.T) {
 		}
 	}
 	b := newBench(t)
+	b.cpu.CR4 |= cr4CET
+	if res := b.run("\xf3\x48\x0f\x1e\xc8"); res.Outcome != NotOnList {
+		t.Errorf("rdssp with CET: %v", &res)
+	}
+	b = newBench(t)
 	b.cpu.CR3 = 1 << 40
 	if res := b.run(movupsLoad); res.Outcome != NotOnList {
 		t.Errorf("page tables outside RAM: %v", &res)
