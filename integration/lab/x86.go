@@ -243,17 +243,21 @@ func (l *X86) Program(ctx context.Context, path string) error {
 		files = append(files, string(m[1]))
 	}
 	for _, file := range files {
-		f, err := os.Open(file)
-		if err != nil {
-			return err
-		}
-		err = l.Copy(file, f)
-		_ = f.Close()
-		if err != nil {
+		if err := l.CopyFile(file); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// CopyFile copies a file of this machine to the same path in the lab.
+func (l *X86) CopyFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	return l.Copy(path, f)
 }
 
 type labProcess struct {

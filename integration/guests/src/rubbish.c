@@ -197,9 +197,13 @@ static int ends(u32 p, u32 n) {
 	return 0;
 }
 
-static void ports(void) {
+// ports writes to every port that devices like, and to every fourth of the
+// others: four seeds in a row reach them all.
+static void ports(u64 seed) {
 	for (u32 p = 0; p < 0x10000; p++) {
 		u32 w = below(3);
+		if (p >= 0xd00 && p >> 12 != 0xc && (p ^ seed) & 3)
+			continue;
 		if (p + (1 << w) > 0x10000 || ends(p, 1 << w))
 			continue;
 		switch (w + 3 * !below(4)) {
@@ -272,7 +276,7 @@ void guest(void) {
 	stage("pci");
 	pci(rounds * 10);
 	stage("ports");
-	ports();
+	ports(seed);
 	for (u32 bdf = 0x80000000; bdf < 0x80010000; bdf += 0x800)
 		if (pci_read(bdf, 0) != ~0u)
 			pci_write(bdf, 4, 0); // no BAR may hide the ports below
