@@ -30,6 +30,7 @@ const (
 func flat32(entry memory.GPA) *X86State {
 	s := flatSegments(false)
 	s.RIP = uint64(entry)
+	s.RSP = uint64(bootStack) // Unikraft pushes before it has a stack of its own
 	s.CR0 = cr0PE | cr0ET
 	return s
 }

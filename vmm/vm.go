@@ -124,7 +124,15 @@ func (m *VM) Run(ctx context.Context) (Outcome, error) {
 	case <-ctx.Done():
 		m.finish(stopOutcome(context.Cause(ctx)))
 	}
-	return m.outcome, m.join()
+	if err := m.join(); err != nil {
+		return m.outcome, err
+	}
+	if m.outcome.Status == StatusTimeout && m.log.Enabled(ctx, slog.LevelDebug) {
+		for _, c := range m.cpus {
+			m.outcome.Dump += c.dump() // where a guest hangs that should have ended
+		}
+	}
+	return m.outcome, nil
 }
 
 func stopOutcome(cause error) Outcome {
