@@ -170,6 +170,7 @@ func (c *Completer) write(o *operand, from int, buf []byte) {
 // mmio hands bytes that are not RAM to the bus, as naturally aligned accesses
 // of 8, 4, 2 or 1 bytes.
 func (c *Completer) mmio(gpa uint64, buf []byte, write bool) {
+	c.onBus = true
 	for len(buf) > 0 {
 		n := 8
 		for n > len(buf) || gpa%uint64(n) != 0 {

@@ -30,6 +30,7 @@ type Completer struct {
 	op        operand
 	fault     Fault
 	why       string
+	onBus     bool // an operand was not RAM
 	exec      execArea
 	buf       [maxOperand]byte // memory image being built or read
 }
@@ -63,14 +64,44 @@ func New(mem *memory.Guest, bus Bus, guest CPUID) (*Completer, error) {
 // Close unmaps the completer's pages.
 func (c *Completer) Close() error { return c.exec.close() }
 
-// Complete completes the instruction at cpu.RIP and tells in res how it ended.
+// maxAhead bounds the instructions of one Complete, so that interrupts and a
+// stop of the VM wait no longer than some 20 us.
+const maxAhead = 64
+
+// Complete completes the instruction at cpu.RIP, and those behind it as long as
+// they are on the list too, and tells in res how that ended. A KVM that refuses
+// one SSE instruction refuses the next, and the way through KVM_RUN and the
+// state's ioctls costs as much as dozens of completions; after an access to the
+// bus, which any KVM refuses, it stops.
+//
 // On Done and Faulted the caller writes the state back and, because KVM has
 // queued #UD for the instruction it refused, replaces the pending exception of
 // KVM_GET_VCPU_EVENTS by the fault, or by none. It allocates nothing unless the
-// instruction is not on the list.
+// first instruction is not on the list.
 func (c *Completer) Complete(cpu *CPU, res *Result) {
 	*res = Result{}
-	c.cpu, c.fault, c.why = cpu, Fault{}, ""
+	c.cpu, c.onBus = cpu, false
+	defer func() { c.cpu = nil }()
+	for {
+		listed := c.complete(res)
+		if !listed && res.Count > 0 { // KVM's turn
+			res.Outcome, res.Fault, res.Reason = Done, Fault{}, ""
+			return
+		}
+		if res.Outcome == NotOnList {
+			res.Asm = disassemble(c.in.raw[:c.in.have], int(c.in.mode))
+		}
+		if res.Outcome != Done || c.onBus || res.Count >= maxAhead {
+			return
+		}
+	}
+}
+
+// complete does one instruction. It reports whether there was one that is on
+// the list.
+func (c *Completer) complete(res *Result) (listed bool) {
+	cpu, in := c.cpu, &c.in
+	c.fault, c.why = Fault{}, ""
 	ok := false
 	if len(cpu.XSAVE) < xHeaderEnd {
 		c.why = "the XSAVE image is too short"
@@ -80,29 +111,29 @@ func (c *Completer) Complete(cpu *CPU, res *Result) {
 			// its initial state: KVM_GET_XSAVE returns an older one.
 			le.PutUint32(cpu.XSAVE[xMXCSR:], mxcsrInit)
 		}
-		ok = c.decode() == decoded && c.step()
+		listed = c.decode() == decoded
+		ok = listed && c.step()
 	}
-	in := &c.in
 	res.Bytes, res.Len = in.raw, in.have
 	switch {
 	case c.why != "":
 		res.Outcome, res.Reason = NotOnList, c.why
-		res.Asm = disassemble(in.raw[:in.have], int(in.mode))
+		return false
 	case !ok:
 		res.Outcome, res.Fault = Faulted, c.fault
-	default:
-		res.Len = in.n
-		cpu.RIP += uint64(in.n)
-		if in.mode != 64 {
-			cpu.RIP &= 0xffffffff
-		}
-		tf := cpu.RFLAGS&flagTF != 0
-		cpu.RFLAGS &^= flagRF
-		if tf { // single step: a trap behind the instruction
-			res.Outcome, res.Fault = Faulted, Fault{Vector: vecDB}
-		}
+		return listed
 	}
-	c.cpu = nil
+	res.Count++
+	res.Len = in.n
+	cpu.RIP += uint64(in.n)
+	if in.mode != 64 {
+		cpu.RIP &= 0xffffffff
+	}
+	cpu.RFLAGS &^= flagRF
+	if cpu.RFLAGS&flagTF != 0 { // single step: a trap behind the instruction
+		res.Outcome, res.Fault = Faulted, Fault{Vector: vecDB}
+	}
+	return true
 }
 
 func disassemble(b []byte, mode int) string {

@@ -66,7 +66,7 @@ type Outcome uint8
 
 // The outcomes.
 const (
-	Done      Outcome = iota // the instruction is finished, RIP is behind it
+	Done      Outcome = iota // Count instructions are finished, RIP is behind them
 	Faulted                  // inject Result.Fault; for #DB RIP is behind the instruction, else at it
 	NotOnList                // nothing changed; Result.Reason says why
 )
@@ -75,8 +75,9 @@ const (
 type Result struct {
 	Outcome Outcome
 	Fault   Fault
+	Count   int      // instructions finished
 	Reason  string   // NotOnList: why
-	Bytes   [15]byte // the instruction as far as it was fetched
+	Bytes   [15]byte // the last instruction as far as it was fetched
 	Len     int      // of Bytes
 	Asm     string   // NotOnList: best-effort disassembly
 }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"runtime"
 	"runtime/pprof"
+	"strings"
 	"sync"
 	"testing"
 
@@ -29,7 +30,7 @@ func newBench(t testing.TB) *bench {
 
 func (b *bench) run(code string) Result {
 	b.t.Helper()
-	if err := b.mem.Write(memory.GPA(b.cpu.RIP), []byte(code)); err != nil {
+	if err := b.mem.Write(memory.GPA(b.cpu.RIP), []byte(code + "\xf4")[:min(len(code)+1, page-int(b.cpu.RIP%page))]); err != nil {
 		b.t.Fatal(err)
 	}
 	var res Result
@@ -381,6 +382,36 @@ func TestRealMode(t *testing.T) {
 	}
 }
 
+// TestAhead: listed instructions that follow are completed too, up to one that
+// is KVM's, that faults, or that has used the bus.
+func TestAhead(t *testing.T) {
+	const pxor, mov = "\x66\x0f\xef\xc1", "\x89\xc0"
+	for name, e := range map[string]struct {
+		code   string
+		count  int
+		length uint64
+		want   Outcome
+		fault  Fault
+	}{
+		"up to mov":     {pxor + addps + mov + pxor, 2, 7, Done, Fault{}},
+		"up to a fault": {pxor + movapsLoad, 1, 4, Faulted, Fault{Vector: vecGP, HasError: true}},
+		"up to the bus": {pxor + "\x0f\x10\x07" + pxor, 2, 7, Done, Fault{}},
+		"bounded":       {strings.Repeat(pxor, 100), maxAhead, 4 * maxAhead, Done, Fault{}},
+	} {
+		b := newBench(t)
+		b.cpu.GPR[RSI], b.cpu.GPR[RDI] = testData+1, testMMIO
+		if res := b.run(e.code); res.Outcome != e.want || res.Count != e.count || res.Fault != e.fault || b.cpu.RIP != testCode+e.length {
+			t.Errorf("%s: %v, %d completed, rip %#x", name, &res, res.Count, b.cpu.RIP)
+		}
+	}
+	b := newBench(t)
+	b.entry(testPT, testCode/page+1, 0)
+	b.cpu.RIP = testCode + page - 4
+	if res := b.run(pxor); res.Outcome != Done || res.Count != 1 {
+		t.Errorf("code ends at a missing page: %v", &res)
+	}
+}
+
 // TestSingleStep: with TF the completed instruction ends in #DB.
 func TestSingleStep(t *testing.T) {
 	b := newBench(t)
@@ -541,7 +572,7 @@ func TestSignals(t *testing.T) {
 	defer wg.Wait()
 	defer close(stop)
 	var res Result
-	if err := b.mem.Write(testCode, []byte("\xc5\xfd\xd4\xc1\xd8\xc1\xf3\x48\x0f\xb8\xc6")); err != nil { // vpaddq ymm0, ymm0, ymm1; fadd st, st(1); popcnt rax, rsi
+	if err := b.mem.Write(testCode, []byte("\xc5\xfd\xd4\xc1\xd8\xc1\xf3\x48\x0f\xb8\xc6\xf4")); err != nil { // vpaddq ymm0, ymm0, ymm1; fadd st, st(1); popcnt rax, rsi
 		t.Fatal(err)
 	}
 	x := b.cpu.XSAVE
@@ -553,10 +584,8 @@ func TestSignals(t *testing.T) {
 	const rounds = 100000
 	for range rounds {
 		b.cpu.RIP, b.cpu.GPR[RSI] = testCode, 0xff
-		for range 3 {
-			if b.c.Complete(b.cpu, &res); res.Outcome != Done {
-				t.Fatal(&res)
-			}
+		if b.c.Complete(b.cpu, &res); res.Outcome != Done || res.Count != 3 {
+			t.Fatal(&res)
 		}
 	}
 	if sum := le.Uint64(x[xXMM:]); sum != 3*rounds {
@@ -575,7 +604,7 @@ func TestNoAllocation(t *testing.T) {
 	b.cpu.GPR[RSI] = testData
 	var res Result
 	for _, code := range []string{movupsLoad, movupsStore, "\x0f\xae\x0e", "\x0f\xae\x26", cx16, vaddps, "\x0f\x01\xd0"} {
-		if err := b.mem.Write(testCode, []byte(code)); err != nil {
+		if err := b.mem.Write(testCode, []byte(code+"\xf4")); err != nil {
 			t.Fatal(err)
 		}
 		n := testing.AllocsPerRun(100, func() {
