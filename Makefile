@@ -8,7 +8,7 @@ LINT    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 export CGO_ENABLED = 0
 
-.PHONY: all build guests demo test unit vet lint integration bench fuzz sloc clean
+.PHONY: all build guests demo test unit vet lint integration bench fuzz sloc clean docs/demo.svg
 
 all: build
 
@@ -19,7 +19,10 @@ guests: ## our own small guests, built from source with gcc
 	$(MAKE) -C integration/guests
 
 demo: build guests ## boot the demo unikernel with a disk and a network
-	$(GO) run ./integration/demo $(BIN)/gvmm
+	$(GO) run ./integration/demo $(BIN)/gvmm $(BIN)/guests/demo.multiboot
+
+docs/demo.svg: build guests ## the picture of a real run in the README
+	$(GO) run ./integration/demo -svg $@ $(BIN)/gvmm $(BIN)/guests/demo.multiboot
 
 test: vet lint unit integration ## everything CI runs
 

@@ -68,8 +68,6 @@ func run(args []string, stdout, stderr io.Writer) (int, error) {
 			cancel(vmm.Stopped{Status: vmm.StatusTimeout, Why: fmt.Sprintf("--timeout: the guest still ran after %v", timeout)})
 		})
 	}
-	stopOnSignal(cancel)
-	signal.Ignore(unix.SIGXFSZ) // a share's file at its size limit is the guest's error, not ours
 	term := openTerminal(os.Stdin, cancel)
 	defer term.restore()
 	cfg.Stdin = term
@@ -78,7 +76,7 @@ func run(args []string, stdout, stderr io.Writer) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	time.AfterFunc(trimAfter, trimMemory)
+	go settle(cancel)
 	outcome, err := m.Run(ctx)
 	term.restore()
 	if outcome.Dump != "" {
@@ -94,6 +92,14 @@ func run(args []string, stdout, stderr io.Writer) (int, error) {
 		log.Error("close", "err", err)
 	}
 	return outcome.Status, nil
+}
+
+// settle does what can wait until the guest runs: start-up is a feature.
+func settle(cancel context.CancelCauseFunc) {
+	signal.Ignore(unix.SIGXFSZ) // a share's file at its size limit is the guest's error, not ours
+	stopOnSignal(cancel)
+	time.Sleep(trimAfter)
+	trimMemory()
 }
 
 // stopOnSignal ends the VM on SIGINT, SIGTERM and SIGHUP.

@@ -13,7 +13,7 @@ import (
 
 // trimAfter is when start-up is over: most of the program's pages that were
 // needed to boot a guest are not needed to run it.
-const trimAfter = time.Second
+const trimAfter = 200 * time.Millisecond
 
 // trimMemory gives back what start-up left behind: free heap, and the program's
 // own file-backed pages, which come back from the page cache when touched. It
