@@ -58,7 +58,7 @@ func (c *vcpu) complete() (*complete.Result, error) {
 	if res.Outcome == complete.NotOnList {
 		return res, nil
 	}
-	a.completed++
+	a.completed += uint64(res.Count)
 	return res, c.storeState(res, regs)
 }
 

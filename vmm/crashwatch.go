@@ -15,7 +15,8 @@ import (
 // an orderly one.
 type crashWatch struct {
 	out     io.Writer
-	phrases []string
+	mark    string   // what a line must also contain
+	phrases []string // any of which tells of a crash
 
 	mu   sync.Mutex
 	line []byte // the current line, cut at maxConsoleLine
@@ -28,7 +29,8 @@ func newCrashWatch(out io.Writer, plan *boot.Plan) *crashWatch {
 	w := &crashWatch{out: out, line: make([]byte, 0, maxConsoleLine)}
 	switch {
 	case plan.Unikraft:
-		w.phrases = []string{"Assertion failure:", "Unhandled Trap"}
+		w.mark = "CRIT:"
+		w.phrases = []string{"Assertion failure:", "Unhandled Trap", "Crashing"}
 	case plan.Protocol != boot.ProtocolMultiboot:
 		w.phrases = []string{"Kernel panic - not syncing"}
 	}
@@ -64,7 +66,7 @@ func (w *crashWatch) scan(p []byte) {
 func (w *crashWatch) endLine() {
 	if w.said == "" {
 		for _, phrase := range w.phrases {
-			if i := bytes.Index(w.line, []byte(phrase)); i >= 0 {
+			if i := bytes.Index(w.line, []byte(phrase)); i >= 0 && bytes.Contains(w.line, []byte(w.mark)) {
 				w.said = strings.TrimSpace(string(w.line[i:]))
 			}
 		}

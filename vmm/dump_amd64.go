@@ -44,6 +44,9 @@ func (c *vcpu) dump() string {
 		fmt.Fprintf(&b, " %v", e)
 	}
 	b.WriteByte('\n')
+	if n := c.arch.completed; n > 0 {
+		fmt.Fprintf(&b, "  %d instructions completed for KVM\n", n)
+	}
 	return b.String()
 }
 

@@ -54,6 +54,8 @@ func TestCrashWatch(t *testing.T) {
 		{linux, []string{"Kernel panic - not syncing: no end of line"}, "Kernel panic - not syncing: no end of line"},
 		{linux, []string{"Assertion failure: not Linux's words\n"}, ""},
 		{unikraft, []string{"CRIT: Assertion failure: p != NULL\nKernel panic - not syncing\n"}, "Assertion failure: p != NULL"},
+		{unikraft, []string{"[0.0] CRIT: [libkvmplat] <traps.c @ 113> Crashing\n"}, "Crashing"},
+		{unikraft, []string{"Crashing is what this program talks about\n"}, ""},
 		{&boot.Plan{Protocol: boot.ProtocolMultiboot}, []string{"Kernel panic - not syncing: a test guest\n"}, ""},
 	} {
 		var out bytes.Buffer
