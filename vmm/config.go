@@ -6,6 +6,7 @@ import (
 	"log/slog"
 
 	"github.com/gvmm/gvmm/boot"
+	"github.com/gvmm/gvmm/cet"
 	"github.com/gvmm/gvmm/devices/usernet"
 )
 
@@ -26,6 +27,8 @@ type Config struct {
 	Shares  []Share
 	RNG     Switch
 	Console Console
+
+	CET cet.Policy // whether the guest sees CET; by default what the host has
 
 	Stdin  io.Reader // console input; nil: none
 	Stdout io.Writer // console output, byte for byte; nil: discarded
@@ -90,6 +93,9 @@ func (c *Config) check() error {
 		return fmt.Errorf("--memory %d: not a whole number of 4 KiB pages", c.Memory)
 	case c.Console != SerialConsole && c.Console != VirtioConsole:
 		return fmt.Errorf("--console %q: give serial or virtio", c.Console)
+	}
+	if err := cet.Check(c.CET, ""); err != nil {
+		return err
 	}
 	for _, d := range c.Disks {
 		if len(d.Serial) > maxSerial {

@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/arch/x86/x86asm"
 
+	"github.com/gvmm/gvmm/cet"
 	"github.com/gvmm/gvmm/vmm/kvm"
 	"github.com/gvmm/gvmm/vmm/memory"
 )
@@ -37,6 +38,13 @@ func (c *vcpu) dump() string {
 	fmt.Fprintf(&b, "  cr0 %08x  cr2 %016x  cr3 %016x  cr4 %08x  efer %x\n", s.CR0, s.CR2, s.CR3, s.CR4, s.EFER)
 	fmt.Fprintf(&b, "  cs %04x base %x  ss %04x  fs base %x  gs base %x  gdt %x+%x  idt %x+%x\n",
 		s.CS.Selector, s.CS.Base, s.SS.Selector, s.FS.Base, s.GS.Base, s.GDT.Base, s.GDT.Limit, s.IDT.Base, s.IDT.Limit)
+	if c.vm.cet.Any() {
+		if state, err := cet.Save(c.VCPU, c.vm.cet); err != nil {
+			fmt.Fprintf(&b, "  %v\n", err)
+		} else {
+			fmt.Fprintf(&b, "  %v\n", state)
+		}
+	}
 	c.dumpCode(&b, r, s)
 	b.WriteString("  last exits:")
 	for i := range min(c.exits, uint64(len(c.trail))) {

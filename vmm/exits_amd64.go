@@ -3,6 +3,7 @@ package vmm
 import (
 	"fmt"
 
+	"github.com/gvmm/gvmm/cet"
 	"github.com/gvmm/gvmm/devices"
 	"github.com/gvmm/gvmm/vmm/kvm"
 )
@@ -63,4 +64,5 @@ func (c *vcpu) internalError() *Outcome {
 type archVM struct {
 	serial *devices.Serial
 	pci    *devices.PCI
+	cet    cet.Features // what the guest can see of CET
 }

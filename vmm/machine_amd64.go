@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/gvmm/gvmm/boot"
+	"github.com/gvmm/gvmm/cet"
 	"github.com/gvmm/gvmm/devices"
 
 	"github.com/gvmm/gvmm/vmm/kvm"
@@ -93,6 +94,11 @@ func (m *VM) createVCPUs(sys *kvm.System) error {
 	if err != nil {
 		return err
 	}
+	given, missing := cet.Grant(m.cfg.CET, "", supported)
+	if missing.Any() {
+		return lackingCET(missing)
+	}
+	m.cet = given
 	deadline := sys.Check(capTSCDeadline) != 0
 	for id := range m.cfg.CPUs {
 		v, err := m.kvm.CreateVCPU(id)
@@ -101,7 +107,7 @@ func (m *VM) createVCPUs(sys *kvm.System) error {
 		}
 		c := &vcpu{VCPU: v, vm: m}
 		m.cpus = append(m.cpus, c)
-		if err := v.SetCPUID(cpuidFor(supported, id, m.cfg.CPUs, v.TSCKHz(), deadline)); err != nil {
+		if err := v.SetCPUID(cet.Edit(cpuidFor(supported, id, m.cfg.CPUs, v.TSCKHz(), deadline), supported, given)); err != nil {
 			return err
 		}
 		// The defaults of a real machine's firmware; a KVM without these

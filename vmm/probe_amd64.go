@@ -5,15 +5,11 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/gvmm/gvmm/cet"
 	"github.com/gvmm/gvmm/vmm/kvm"
 )
 
-const (
-	vmTypeSNP = 4 // KVM_X86_SNP_VM
-
-	ecx7ShadowStack = 1 << 7
-	edx7IBT         = 1 << 20
-)
+const vmTypeSNP = 4 // KVM_X86_SNP_VM
 
 // probeArch says what only x86 hosts have.
 func probeArch(sys *kvm.System) []Finding {
@@ -25,15 +21,7 @@ func probeArch(sys *kvm.System) []Finding {
 		snp.Remedy = "an EPYC processor (Milan or later) with SNP enabled in its firmware, Linux 6.11 or later, kvm_amd.sev_snp=1"
 	}
 	found = append(found, snp)
-	for _, f := range []struct {
-		name string
-		has  func(e kvm.CPUIDEntry) bool
-	}{
-		{"cet-shstk", func(e kvm.CPUIDEntry) bool { return e.ECX&ecx7ShadowStack != 0 }},
-		{"cet-ibt", func(e kvm.CPUIDEntry) bool { return e.EDX&edx7IBT != 0 }},
-	} {
-		found = append(found, probeCET(sys, f.name, f.has))
-	}
+	found = append(found, probeCET(sys)...)
 	return found
 }
 
@@ -51,20 +39,40 @@ func probeHardware() Finding {
 	return f
 }
 
-func probeCET(sys *kvm.System, name string, has func(kvm.CPUIDEntry) bool) Finding {
-	f := Finding{Name: name, Detail: "KVM offers it to guests"}
+// probeCET says of each half of CET whether guests can have it, and why not.
+func probeCET(sys *kvm.System) []Finding {
 	leaves, err := sys.SupportedCPUID()
 	if err != nil {
-		f.Detail = err.Error()
-		return f
+		return []Finding{{Name: "cet", Detail: err.Error()}}
 	}
-	for _, e := range leaves {
-		if e.Function == 7 && e.Index == 0 && has(e) {
-			f.OK = true
-			return f
+	var found []Finding
+	has := cet.Offered(leaves)
+	for _, f := range []struct {
+		name string
+		ok   bool
+		want cet.Features
+	}{
+		{"cet-shstk", has.ShadowStack, cet.Features{ShadowStack: true}},
+		{"cet-ibt", has.IBT, cet.Features{IBT: true}},
+	} {
+		found = append(found, Finding{Name: f.name, OK: true, Detail: "KVM offers it to guests"})
+		if f.ok {
+			continue
+		}
+		p := &found[len(found)-1]
+		p.OK, p.Detail = false, ""
+		for i, l := range cet.ThisHost().Missing(f.want) {
+			if i > 0 {
+				p.Detail, p.Remedy = p.Detail+"; ", p.Remedy+"; "
+			}
+			p.Detail, p.Remedy = p.Detail+l.Why, p.Remedy+l.Remedy
 		}
 	}
-	f.Detail = "KVM does not offer it"
-	f.Remedy = "a processor with CET and Linux 6.18 or later"
-	return f
+	return found
+}
+
+// lackingCET is the error of a machine that is to have CET on a host without.
+func lackingCET(missing cet.Features) error {
+	links := cet.ThisHost().Missing(missing)
+	return &LackingError{fmt.Errorf("CET: KVM does not offer %v: %v", missing, links[0])}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/gvmm/gvmm/boot"
+	"github.com/gvmm/gvmm/cet"
 	"github.com/gvmm/gvmm/devices/usernet"
 	"github.com/gvmm/gvmm/vmm"
 )
@@ -19,7 +20,7 @@ import (
 func machineFlags(fs *pflag.FlagSet, cfg *vmm.Config) (finish func(args []string, dash int) error) {
 	var publish []usernet.Forward
 	var noRNG, rng bool
-	var machine, console string
+	var machine, console, policy string
 	fs.VarP(parsed("SIZE", func(s string) (err error) { cfg.Memory, err = parseSize(s); return err }),
 		"memory", "M", "guest RAM: 64M, 1G, or a plain number of MiB (default 64M for unikernels, 512M for Linux)")
 	fs.IntVarP(&cfg.CPUs, "cpus", "c", 1, "number of `vCPUs`")
@@ -51,6 +52,7 @@ func machineFlags(fs *pflag.FlagSet, cfg *vmm.Config) (finish func(args []string
 	fs.BoolVar(&noRNG, "no-rng", false, "give it none")
 	fs.StringVar(&console, "console", string(vmm.SerialConsole), "the guest's console: `serial|virtio`")
 	fs.StringVar(&machine, "machine", string(boot.MachineAuto), "platform layout: `auto|pc|microvm`")
+	fs.StringVar(&policy, "cet", string(cet.Auto), "shadow stacks and IBT (Intel CET): `off|auto|require`; auto gives the guest what the host has")
 	fs.StringVar(&cfg.Name, "name", "", "`NAME` of the VM (default: image name and process id)")
 	fs.BoolVar(&cfg.NoAuto, "no-auto", false, "add no netdev.ip= or vfs.fstab= parameters for Unikraft images")
 
@@ -72,6 +74,7 @@ func machineFlags(fs *pflag.FlagSet, cfg *vmm.Config) (finish func(args []string
 			cfg.RNG = vmm.Off
 		}
 		cfg.Image = args[0]
+		cfg.CET = cet.Policy(policy)
 		cfg.Machine, cfg.Console = boot.Machine(machine), vmm.Console(console)
 		return addPublished(cfg, publish)
 	}

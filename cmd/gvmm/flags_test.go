@@ -37,6 +37,7 @@ func TestMachineFlags(t *testing.T) {
 		Shares:  []vmm.Share{{Dir: "/tmp", Tag: "fs0"}, {Dir: "/usr", Tag: "sys", ReadOnly: true}},
 		RNG:     vmm.Off,
 		Console: vmm.SerialConsole,
+		CET:     "auto",
 	}
 	if !reflect.DeepEqual(cfg, want) {
 		t.Errorf("got  %+v\nwant %+v", cfg, want)
