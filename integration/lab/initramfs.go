@@ -21,6 +21,11 @@ var hostModules = []string{"kvm_amd", "tun", "vhost_net", "virtio_pci", "virtio_
 
 // Initramfs writes an archive with our init and the named modules to path.
 func (k *Kernel) Initramfs(ctx context.Context, path string, modules ...string) error {
+	return k.initramfs(ctx, path, nil, modules...)
+}
+
+// initramfs takes further files too: their paths here by their paths there.
+func (k *Kernel) initramfs(ctx context.Context, path string, extra map[string]string, modules ...string) error {
 	dir, err := os.MkdirTemp("", "lab-init")
 	if err != nil {
 		return err
@@ -45,6 +50,19 @@ func (k *Kernel) Initramfs(ctx context.Context, path string, modules ...string) 
 	}
 	if err := add("init", program); err != nil {
 		return err
+	}
+	made := map[string]bool{}
+	for there, here := range extra {
+		there = strings.TrimPrefix(there, "/")
+		for i, c := range there {
+			if c == '/' && !made[there[:i]] {
+				made[there[:i]] = true
+				records = append(records, cpio.Directory(there[:i], 0o755))
+			}
+		}
+		if err := add(there, here); err != nil {
+			return err
+		}
 	}
 	var list strings.Builder
 	for _, f := range files {

@@ -19,13 +19,15 @@ import (
 	"github.com/gvmm/gvmm/integration/lab/wire"
 )
 
-// X86 is a machine with a full-fidelity KVM, emulated by QEMU. Its programs see
-// /dev, /proc, /sys and a writable /tmp. /init is there with its tools.
+// X86 is a machine with a full-fidelity KVM, emulated by QEMU ([StartX86]) or,
+// with CET, by Bochs ([StartCET]). Its programs see /dev, /proc, /sys and a
+// writable /tmp. /init is there with its tools.
 type X86 struct {
-	dir  string // sockets and archives
-	qemu *VM    // its console is the host kernel's
-	conn *wire.Conn
-	sock net.Conn
+	dir      string // sockets and archives
+	emulator *VM
+	console  *Console // the host kernel's
+	conn     *wire.Conn
+	close    []io.Closer // what the conversation goes over
 
 	mu      sync.Mutex
 	next    uint32
@@ -45,6 +47,12 @@ var libraryPath = regexp.MustCompile(`(?m)(/[^ ]+) \(0x`)
 // bootTime is how long a lab may take to come up on a slow machine; 5 s is usual.
 const bootTime = 3 * time.Minute
 
+func newX86() (l *X86, err error) {
+	l = &X86{streams: map[uint32]*stream{}, put: map[string]string{}}
+	l.dir, err = os.MkdirTemp("", "gvmm-lab")
+	return l, err
+}
+
 // StartX86 boots a lab with the given MiB of memory. It fails with
 // [ErrUnavailable] where its parts cannot be had.
 func StartX86(ctx context.Context, mib int) (_ *X86, err error) {
@@ -56,8 +64,8 @@ func StartX86(ctx context.Context, mib int) (_ *X86, err error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &X86{streams: map[uint32]*stream{}, put: map[string]string{}}
-	if l.dir, err = os.MkdirTemp("", "gvmm-lab"); err != nil {
+	l, err := newX86()
+	if err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -70,13 +78,12 @@ func StartX86(ctx context.Context, mib int) (_ *X86, err error) {
 		return nil, err
 	}
 	sock := filepath.Join(l.dir, "agent")
-	ready := make(chan struct{})
 	listen, err := net.Listen("unix", sock)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = listen.Close() }()
-	l.qemu, err = New(Local{}, []string{qemu, "-accel", "tcg,thread=multi", "-cpu", "max,+svm,+npt", "-smp", "2", "-m", strconv.Itoa(mib),
+	l.emulator, err = New(Local{}, []string{qemu, "-accel", "tcg,thread=multi", "-cpu", "max,+svm,+npt", "-smp", "2", "-m", strconv.Itoa(mib),
 		"-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot", "-kernel", kernel.Image, "-initrd", initrd,
 		"-append", "console=ttyS0 panic=-1 mitigations=off quiet lab.agent",
 		"-chardev", "socket,id=agent,path=" + sock, "-device", "virtio-serial-pci",
@@ -87,35 +94,46 @@ func StartX86(ctx context.Context, mib int) (_ *X86, err error) {
 	if u, ok := listen.(*net.UnixListener); ok {
 		_ = u.SetDeadline(time.Now().Add(30 * time.Second))
 	}
-	if l.sock, err = listen.Accept(); err != nil {
-		return nil, fmt.Errorf("%w: QEMU does not connect: %w: %s", ErrUnavailable, err, l.qemu.Stderr())
+	sockConn, err := listen.Accept()
+	if err != nil {
+		return nil, fmt.Errorf("%w: QEMU does not connect: %w: %s", ErrUnavailable, err, l.emulator.Stderr())
 	}
-	l.conn = wire.NewConn(l.sock)
+	l.close = append(l.close, sockConn)
+	l.conn, l.console = wire.NewConn(sockConn), l.emulator.Console()
+	return l, l.await(ctx, bootTime)
+}
+
+// await waits until the agent answers.
+func (l *X86) await(ctx context.Context, limit time.Duration) error {
+	ready := make(chan struct{})
 	go l.receive(ready)
+	var err error
 	select {
 	case <-ready:
-		return l, nil
-	case <-l.qemu.done:
-		err = errors.New("QEMU ended")
+		return nil
+	case <-l.emulator.done:
+		err = errors.New("the emulator ended")
 	case <-ctx.Done():
 		err = context.Cause(ctx)
-	case <-time.After(bootTime):
-		err = fmt.Errorf("%w after %v", ErrTimeout, bootTime)
+	case <-time.After(limit):
+		err = fmt.Errorf("%w after %v", ErrTimeout, limit)
 	}
-	return nil, fmt.Errorf("x86 lab: %w before its agent answered: %s%s", err, l.qemu.Stderr().tail(), l.qemu.Console().tail())
+	return fmt.Errorf("lab: %w before its agent answered: %s%s%s", err, l.emulator.Stderr().tail(), l.emulator.Console().tail(), l.console.tail())
 }
 
 // Console is the console of the lab's own kernel.
-func (l *X86) Console() *Console { return l.qemu.Console() }
+func (l *X86) Console() *Console { return l.console }
 
 // Close ends the lab and everything in it.
 func (l *X86) Close() error {
-	if l.sock != nil {
-		_ = l.sock.Close()
+	if l.emulator != nil {
+		_ = l.emulator.Signal(syscall.SIGKILL)
 	}
-	if l.qemu != nil {
-		_ = l.qemu.Signal(syscall.SIGKILL)
-		if _, err := l.qemu.Wait(10 * time.Second); err != nil {
+	for _, c := range l.close {
+		_ = c.Close()
+	}
+	if l.emulator != nil {
+		if _, err := l.emulator.Wait(10 * time.Second); err != nil {
 			return err
 		}
 	}

@@ -13,21 +13,29 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/gvmm/gvmm/integration/lab/wire"
 )
 
-// agent serves the test until the conversation ends.
-func agent() error {
-	if err := linkUp("lo"); err != nil {
-		return err
+// agent serves the test until the conversation ends: over a serial line, or
+// over virtio when the path is empty.
+func agent(path string) error {
+	err := linkUp("lo")
+	if err == nil && path == "" {
+		path, err = findPort()
 	}
-	path, err := findPort()
 	if err != nil {
 		return err
 	}
 	port, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return err
+	}
+	if strings.HasPrefix(path, "/dev/tty") {
+		if err := setLine(int(port.Fd())); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
 	}
 	a := &server{conn: wire.NewConn(port), streams: map[uint32]*stream{}}
 	if err := a.conn.Send(0, wire.Ready, nil); err != nil {
@@ -40,6 +48,14 @@ func agent() error {
 		}
 		a.serve(f)
 	}
+}
+
+// setLine makes a serial line carry plain bytes. It is slow so that an emulated
+// UART's 16 bytes of buffer never overflow.
+func setLine(fd int) error {
+	t := &unix.Termios{Cflag: unix.B57600 | unix.CS8 | unix.CREAD | unix.CLOCAL, Ispeed: 57600, Ospeed: 57600}
+	t.Cc[unix.VMIN] = 1
+	return unix.IoctlSetTermios(fd, unix.TCSETS, t)
 }
 
 // findPort returns the device of the virtio-serial port named [wire.Port].

@@ -25,8 +25,8 @@ func main() {
 		return
 	}
 	steps, err := prepare()
-	if err == nil && len(steps) > 0 && steps[0] == "agent" {
-		err = agent()
+	if name, port, _ := strings.Cut(strings.Join(steps, " "), "="); err == nil && name == "agent" {
+		err = agent(port)
 	} else if err == nil {
 		err = guest(steps)
 	}
@@ -69,12 +69,13 @@ func prepare() ([]string, error) {
 		return nil, err
 	}
 	fmt.Printf("lab: userspace after %d.%03d s, cpus %s", up.Sec, up.Nsec/1e6, cpus)
-	return steps, loadModules()
+	return steps, loadModules(strings.Fields(string(line)))
 }
 
-// loadModules loads the files that /lib/modules.list names, in that order. A
+// loadModules loads the files that /lib/modules.list names, in that order, with
+// their parameters from the kernel's command line ("module.parameter=value"). A
 // module that finds no device is no error.
-func loadModules() error {
+func loadModules(line []string) error {
 	list, err := os.Open("/lib/modules.list")
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -87,7 +88,14 @@ func loadModules() error {
 		if err != nil {
 			return err
 		}
-		err = unix.FinitModule(int(f.Fd()), "", 0)
+		var params []string
+		name := strings.ReplaceAll(strings.TrimSuffix(s.Text(), ".ko"), "-", "_")
+		for _, w := range line {
+			if p, ok := strings.CutPrefix(w, name+"."); ok {
+				params = append(params, p)
+			}
+		}
+		err = unix.FinitModule(int(f.Fd()), strings.Join(params, " "), 0)
 		_ = f.Close()
 		if err != nil && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.EOPNOTSUPP) {
 			fmt.Printf("lab: load %s: %v\n", s.Text(), err)

@@ -1,6 +1,8 @@
-// X86lab runs one program in the x86 lab and ends with its status:
+// X86lab runs one program in the x86 lab, or with -cet in the CET lab, and ends
+// with its status:
 //
 //	go run ./integration/lab/x86lab @bin/gvmm run @unikernel.elf
+//	go run ./integration/lab/x86lab -cet @bin/gvmm run --cet require @unikernel.elf
 //
 // An argument @FILE is a file of this machine: it is copied into the lab and
 // the program gets its path there. "@FILE,rest" keeps the rest.
@@ -29,12 +31,16 @@ func main() {
 }
 
 func run(argv []string) (int, error) {
+	cet := len(argv) > 0 && argv[0] == "-cet"
+	if cet {
+		argv = argv[1:]
+	}
 	if len(argv) == 0 {
-		return 0, fmt.Errorf("usage: x86lab PROGRAM [ARG...]; @FILE is a file to copy into the lab")
+		return 0, fmt.Errorf("usage: x86lab [-cet] PROGRAM [ARG...]; @FILE is a file to copy into the lab")
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	l, err := lab.StartX86(ctx, 4096)
+	l, err := start(ctx, cet, argv)
 	if err != nil {
 		return 0, err
 	}
@@ -66,4 +72,18 @@ func run(argv []string) (int, error) {
 		return 128 + int(s.Signal), err
 	}
 	return s.Code, err
+}
+
+func start(ctx context.Context, cet bool, argv []string) (*lab.X86, error) {
+	if !cet {
+		return lab.StartX86(ctx, 4096)
+	}
+	var files []string
+	for _, a := range argv {
+		if file, ok := strings.CutPrefix(a, "@"); ok {
+			file, _, _ = strings.Cut(file, ",")
+			files = append(files, file)
+		}
+	}
+	return lab.StartCET(ctx, files...)
 }
