@@ -45,10 +45,12 @@ type Firmware struct {
 	resetEIP, hashTable, svsmEntry *uint32
 }
 
+// MaxFirmware bounds the size of an image in bytes, far above any there is.
+const MaxFirmware = 256 << 20
+
 const (
-	maxFirmware = 256 << 20 // far above any image; flash ends at 4 GiB
-	entryHeader = 2 + 16    // size, GUID; entries grow downwards from the footer
-	tableEnd    = 32        // the footer ends so many bytes before the image
+	entryHeader = 2 + 16 // size, GUID; entries grow downwards from the footer
+	tableEnd    = 32     // the footer ends so many bytes before the image
 )
 
 // ParseFirmware reads the table and the SEV metadata of a firmware image. An
@@ -59,8 +61,8 @@ func ParseFirmware(data []byte) (*Firmware, error) {
 	switch {
 	case len(data) == 0 || len(data)%PageSize != 0:
 		return nil, fmt.Errorf("size %d is not whole pages: SEV-SNP measures pages", len(data))
-	case len(data) > maxFirmware:
-		return nil, fmt.Errorf("size %d is over %d MiB", len(data), maxFirmware>>20)
+	case len(data) > MaxFirmware:
+		return nil, fmt.Errorf("size %d is over %d MiB", len(data), MaxFirmware>>20)
 	}
 	f := &Firmware{Data: data}
 	footer := len(data) - tableEnd - entryHeader

@@ -16,6 +16,7 @@ const usage = `gvmm runs unikernels and Linux in small KVM virtual machines.
   gvmm run IMAGE         boot a Unikraft or Linux image and wait for its end
   gvmm inspect IMAGE     say what an image is and how it would be booted
   gvmm probe             say what this host can do, and what is missing
+  gvmm measure snp       predict the launch measurement of an SEV-SNP guest
   gvmm version           print the version
 
 "gvmm COMMAND --help" explains a command and its flags.
@@ -47,6 +48,8 @@ func dispatch(args []string, stdout, stderr io.Writer) int {
 		err = inspect(rest, stdout)
 	case "probe":
 		status, err = probe(rest, stdout)
+	case "measure":
+		err = measure(rest, stdout)
 	case "version", "--version":
 		fmt.Fprintln(stdout, "gvmm", version())
 	case "help", "-h", "--help":

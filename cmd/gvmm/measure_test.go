@@ -1,0 +1,116 @@
+package main
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/gvmm/gvmm/sev"
+)
+
+const ovmfTail = "../../sev/testdata/ovmf_AmdSev_suffix.bin"
+
+// measured runs gvmm measure and returns standard output.
+func measured(t *testing.T, args ...string) string {
+	t.Helper()
+	var out, errs bytes.Buffer
+	if status := dispatch(append([]string{"measure"}, args...), &out, &errs); status != 0 {
+		t.Fatalf("%q: status %d: %s", args, status, errs.String())
+	}
+	return out.String()
+}
+
+func TestMeasureSNP(t *testing.T) {
+	empty := filepath.Join(t.TempDir(), "empty")
+	if err := os.WriteFile(empty, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const want = "803f691094946e42068aaa3a8f9e26a5c89f36f7b73ecfb28c653360fe4b3aba7e534442e7e1e17895dfe778d0228977"
+	args := []string{"snp", "--vmm", "qemu", "--firmware", ovmfTail, "--vcpus=1", "--kernel", empty, "--initrd", empty,
+		"--append", "console=ttyS0 loglevel=7", "--guest-features", "0x21"}
+	for _, cpu := range [][]string{{"--vcpu-type", "EPYC-v4"}, {"--vcpu-sig", "800f12"}} {
+		if got := measured(t, append(args, cpu...)...); got != want+"\n" {
+			t.Errorf("%v: %s", cpu, got)
+		}
+	}
+	explained := strings.Split(measured(t, append(args, "--vcpu-type=EPYC", "--explain")...), "\n")
+	if explained[0] != want || !strings.HasSuffix(explained[len(explained)-2], "vcpu 0             "+want) {
+		t.Errorf("--explain: %q", explained)
+	}
+	var asJSON struct{ Digest string }
+	if err := json.Unmarshal([]byte(measured(t, append(args, "--vcpu-type=EPYC", "--json")...)), &asJSON); err != nil || asJSON.Digest != want {
+		t.Errorf("--json: %+v, %v", asJSON, err)
+	}
+	if got := measured(t, "sev", "--vmm=qemu", "--firmware", ovmfTail, "--kernel", empty); got != "77f613d7bbcdf12a73782ea9e88b0172aeda50d1a54201cb903594ff52846898\n" {
+		t.Errorf("sev: %s", got)
+	}
+}
+
+func TestMeasureIDBlock(t *testing.T) {
+	dir := t.TempDir()
+	key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pemFile, block, auth := filepath.Join(dir, "key"), filepath.Join(dir, "block"), filepath.Join(dir, "auth")
+	if err := os.WriteFile(pemFile, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out := measured(t, "snp", "--vmm=ec2", "--firmware", ovmfTail, "--id-block", block, "--id-auth", auth, "--id-key", pemFile,
+		"--author-key", pemFile, "--policy", "b0000", "--guest-svn", "7", "--family-id", strings.Repeat("ab", 16))
+	b, err := os.ReadFile(block)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := os.ReadFile(auth)
+	if err != nil {
+		t.Fatal(err)
+	}
+	digests, err := sev.CheckIDBlock(b, a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(out, "id key digest     "+digests.ID.String()) || b[48] != 0xab || b[84] != 7 || b[90] != 0xb {
+		t.Errorf("%s%x", out, b)
+	}
+	if d := sev.Digest(b); out[:96] != d.String() {
+		t.Errorf("block is for digest %s, printed %s", d, out)
+	}
+}
+
+func TestMeasureErrors(t *testing.T) {
+	for want, args := range map[string][]string{
+		"name what to measure":             {},
+		`"tdx" is unknown`:                 {"tdx"},
+		"no --vmm given":                   {"snp", "--firmware", ovmfTail},
+		`--vmm "xen"`:                      {"snp", "--vmm", "xen"},
+		"no --firmware":                    {"snp", "--vmm", "qemu"},
+		"no --vcpu-type":                   {"snp", "--vmm", "qemu", "--firmware", ovmfTail},
+		`--vcpu-type: unknown vCPU type`:   {"snp", "--vmm", "qemu", "--firmware", ovmfTail, "--vcpu-type", "Z80"},
+		`"1x" is no hexadecimal`:           {"snp", "--vcpu-sig", "1x"},
+		"need a --kernel":                  {"snp", "--vmm", "gce", "--firmware", ovmfTail, "--append", "x"},
+		"go together":                      {"snp", "--vmm", "gce", "--firmware", ovmfTail, "--id-block", "x"},
+		"unexpected \"image\"":             {"snp", "--vmm", "gce", "--firmware", ovmfTail, "image"},
+		"--firmware open":                  {"snp", "--vmm", "gce", "--firmware", "nowhere"},
+		"measure.go: size":                 {"snp", "--vmm", "gce", "--firmware", "measure.go"},
+		"suffix.bin: firmware has no sect": {"snp", "--vmm", "gce", "--firmware", "../../sev/testdata/ovmf_OvmfX64_suffix.bin", "--kernel", "measure.go"},
+		"0 vCPUs":                          {"snp", "--vmm", "gce", "--firmware", ovmfTail, "--vcpus", "0"},
+	} {
+		var out, errs bytes.Buffer
+		if status := dispatch(append([]string{"measure"}, args...), &out, &errs); status != 125 || !strings.Contains(errs.String(), want) || out.Len() > 0 {
+			t.Errorf("%q: status %d, %q, want %q", args, status, errs.String(), want)
+		}
+	}
+}
