@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/gvmm/gvmm/boot"
+	"github.com/gvmm/gvmm/cet"
 )
 
 // loaded is a launch plan with the files its regions are read from.
@@ -47,6 +48,7 @@ func (l *loaded) open(path string) (*os.File, int64, error) {
 type Inspection struct {
 	Image *boot.Image
 	Plan  *boot.Plan
+	CET   *cet.Report // what of CET the image can bear
 	l     *loaded
 }
 
@@ -62,7 +64,16 @@ func Inspect(cfg Config) (*Inspection, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Inspection{Image: l.image, Plan: l.plan, l: l}, nil
+	return &Inspection{Image: l.image, Plan: l.plan, CET: l.lint(), l: l}, nil
+}
+
+// lint judges the image file as it is: a compressed one is opaque.
+func (l *loaded) lint() *cet.Report {
+	st, err := l.files[0].Stat()
+	if err != nil {
+		return cet.Lint(l.files[0], 0)
+	}
+	return cet.Lint(l.files[0], st.Size())
 }
 
 // loadPlan opens the configuration's image and makes the launch plan. What the

@@ -6,13 +6,15 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/gvmm/gvmm/boot"
+	"github.com/gvmm/gvmm/cet"
 	"github.com/gvmm/gvmm/vmm"
 )
 
 const inspectUsage = `usage: gvmm inspect [flags] IMAGE [-- ARG...]
 
 Says what IMAGE is and how gvmm would boot it: format, boot protocol, machine,
-entry point, segments. With --plan it prints the launch plan: every region of
+entry point, segments, what of CET it can bear. With --plan it prints the launch plan: every region of
 guest memory that is not zero, the first registers and the command line. The
 flags of "gvmm run" that shape the machine shape the plan. Nothing is started.
 
@@ -41,9 +43,15 @@ func inspect(args []string, stdout io.Writer) error {
 	}
 	defer in.Close()
 	if asJSON {
-		return writeJSON(stdout, in.Image)
+		return writeJSON(stdout, struct {
+			*boot.Image
+			CET *cet.Report `json:"cet"`
+		}{in.Image, in.CET})
 	}
-	_, err = in.Image.WriteTo(stdout)
+	if _, err = in.Image.WriteTo(stdout); err != nil {
+		return err
+	}
+	_, err = in.CET.WriteTo(stdout)
 	return err
 }
 
