@@ -66,6 +66,8 @@ func machineFlags(fs *pflag.FlagSet, cfg *vmm.Config) (finish func(args []string
 			return usageError{errors.New("no IMAGE given: name the kernel or unikernel file to boot")}
 		case len(args) > 1:
 			return usageError{fmt.Errorf("more than one IMAGE: %q; arguments for the guest go after --", args)}
+		case cfg.CPUs < 1: // the library takes 0 for the default
+			return usageError{fmt.Errorf("--cpus %d: give at least 1", cfg.CPUs)}
 		case rng && noRNG:
 			return usageError{errors.New("--rng and --no-rng exclude each other")}
 		case rng:

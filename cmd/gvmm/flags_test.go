@@ -48,6 +48,7 @@ func TestFlagRefusals(t *testing.T) {
 	for _, c := range []struct{ args, say string }{
 		{"", "no IMAGE"},
 		{"a b", "more than one IMAGE"},
+		{"-c 0 a", "--cpus 0"},
 		{"-M x a", "no memory size"},
 		{"-M 0 a", "no memory size"},
 		{"-M 99999999999999999999 a", "no memory size"},

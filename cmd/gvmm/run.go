@@ -76,7 +76,8 @@ func run(args []string, stdout, stderr io.Writer) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	go settle(cancel)
+	stopOnSignal(cancel)
+	time.AfterFunc(trimAfter, trimMemory)
 	outcome, err := m.Run(ctx)
 	term.restore()
 	if outcome.Dump != "" {
@@ -94,16 +95,9 @@ func run(args []string, stdout, stderr io.Writer) (int, error) {
 	return outcome.Status, nil
 }
 
-// settle does what can wait until the guest runs: start-up is a feature.
-func settle(cancel context.CancelCauseFunc) {
-	signal.Ignore(unix.SIGXFSZ) // a share's file at its size limit is the guest's error, not ours
-	stopOnSignal(cancel)
-	time.Sleep(trimAfter)
-	trimMemory()
-}
-
 // stopOnSignal ends the VM on SIGINT, SIGTERM and SIGHUP.
 func stopOnSignal(cancel context.CancelCauseFunc) {
+	signal.Ignore(unix.SIGXFSZ) // a share's file at its size limit is the guest's error, not ours
 	c := make(chan os.Signal, 1)
 	signal.Notify(c, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	go func() {
