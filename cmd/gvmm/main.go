@@ -17,6 +17,7 @@ const usage = `gvmm runs unikernels and Linux in small KVM virtual machines.
   gvmm inspect IMAGE     say what an image is and how it would be booted
   gvmm probe             say what this host can do, and what is missing
   gvmm measure snp       predict the launch measurement of an SEV-SNP guest
+  gvmm measure cca       predict the initial measurement (RIM) of an Arm CCA realm
   gvmm version           print the version
 
 "gvmm COMMAND --help" explains a command and its flags.

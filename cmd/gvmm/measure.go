@@ -15,25 +15,27 @@ import (
 	"github.com/gvmm/gvmm/sev"
 )
 
-const measureUsage = `usage: gvmm measure snp|sev-es|sev [flags]
+const measureUsage = `usage: gvmm measure snp|sev-es|sev|cca [flags]
 
 Predicts the launch measurement of a confidential guest. Nothing is started.
-"gvmm measure snp --help" explains.
+"gvmm measure snp --help" explains AMD's kinds, "gvmm measure cca --help" Arm's.
 `
 
 // measure is `gvmm measure`.
 func measure(args []string, stdout io.Writer) error {
 	if len(args) == 0 {
-		return usageError{errors.New("measure: name what to measure: snp, sev-es or sev")}
+		return usageError{errors.New("measure: name what to measure: snp, sev-es, sev or cca")}
 	}
 	switch what, rest := args[0], args[1:]; what {
 	case "snp", "sev-es", "sev":
 		return measureSNP(what, rest, stdout)
+	case "cca":
+		return measureCCA(rest, stdout)
 	case "-h", "--help":
 		fmt.Fprint(stdout, measureUsage)
 		return nil
 	default:
-		return usageError{fmt.Errorf("measure: %q is unknown: give snp, sev-es or sev", what)}
+		return usageError{fmt.Errorf("measure: %q is unknown: give snp, sev-es, sev or cca", what)}
 	}
 }
 
