@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/veraison/go-cose"
 )
@@ -34,6 +35,14 @@ func (v *Verdict) add(name, detail string, err error) {
 	if err != nil {
 		c.Detail = err.Error()
 	}
+	c.Detail = strings.Map(func(r rune) rune { // what a token says may go to a terminal
+		if r == '\n' {
+			return ';'
+		} else if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, c.Detail)
 	*v = append(*v, c)
 }
 
