@@ -63,7 +63,7 @@ func Token(token []byte, key *ecdsa.PublicKey, p *Policy) Verdict {
 	pm, err := open(rawPlatform, &platform)
 	v.add("platform token", deref(platform.Profile), errors.Join(err, platform.check()))
 	rm, err := open(rawRealm, &realm)
-	detail := "profile of RMM 1.0 before " + realmCurrent
+	detail := "legacy: names no profile"
 	if realm.Profile != nil {
 		detail = *realm.Profile
 	}

@@ -18,6 +18,7 @@ const usage = `gvmm runs unikernels and Linux in small KVM virtual machines.
   gvmm probe             say what this host can do, and what is missing
   gvmm measure snp       predict the launch measurement of an SEV-SNP guest
   gvmm measure cca       predict the initial measurement (RIM) of an Arm CCA realm
+  gvmm verify cca        check an attestation token of a realm
   gvmm version           print the version
 
 "gvmm COMMAND --help" explains a command and its flags.
@@ -51,6 +52,8 @@ func dispatch(args []string, stdout, stderr io.Writer) int {
 		status, err = probe(rest, stdout)
 	case "measure":
 		err = measure(rest, stdout)
+	case "verify":
+		err = verify(rest)
 	case "version", "--version":
 		fmt.Fprintln(stdout, "gvmm", version())
 	case "help", "-h", "--help":

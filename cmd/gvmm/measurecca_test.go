@@ -63,3 +63,11 @@ func TestMeasureCCA(t *testing.T) {
 		}
 	}
 }
+
+func TestVerifyWithoutVerifier(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	var out, errs bytes.Buffer
+	if status := dispatch([]string{"verify", "cca"}, &out, &errs); status != 125 || !strings.Contains(errs.String(), "neither beside gvmm nor in PATH") {
+		t.Errorf("status %d, %q", status, errs.String())
+	}
+}

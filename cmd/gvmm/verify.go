@@ -1,0 +1,33 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+const verifier = "gvmm-verify"
+
+// verify is `gvmm verify`: it becomes gvmm-verify, which is a program of its
+// own so that what reads tokens and certificates is not in the monitor. It
+// returns only where it could not.
+func verify(args []string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("verify: %w", err)
+	}
+	path := filepath.Join(filepath.Dir(self), verifier)
+	if _, err := os.Stat(path); err != nil {
+		if path, err = exec.LookPath(verifier); err != nil {
+			return errors.New("verify: " + verifier + " is neither beside gvmm nor in PATH: `go build ./cmd/" + verifier + "` builds it")
+		}
+	}
+	if err := unix.Exec(path, append([]string{verifier}, args...), os.Environ()); err != nil {
+		return fmt.Errorf("verify: %s: %w", path, err)
+	}
+	return nil
+}
