@@ -84,16 +84,12 @@ func (l *LKVM) Launch() (*Launch, error) {
 		launch.add(OpRIPAS, "kernel BSS", bss, nil, 0)
 	}
 	var initrd memory.Range
-	if l.Initrd != nil {
-		initrd.Size = uint64(max(l.Initrd.Size(), 0))
+	if l.Initrd != nil && l.Initrd.Size() > 0 {
+		initrd.Size = uint64(l.Initrd.Size())
 		if initrd.Size+4 > uint64(dtbAt-kernelEnd) {
 			return nil, fmt.Errorf("initrd: %d bytes do not fit between kernel and device tree, %#x to %#x: the realm needs more RAM", initrd.Size, uint64(kernelEnd), uint64(dtbAt))
 		}
 		initrd.Base = (dtbAt - memory.GPA(initrd.Size+4) + 3) &^ 3
-	}
-	if initrd.Size == 0 {
-		initrd = memory.Range{}
-	} else {
 		launch.add(OpPopulate, "initrd", pages(initrd), l.Initrd, uint64(initrd.Base)%Granule)
 	}
 	if tree.initrd != initrd {

@@ -67,15 +67,8 @@ func parseRAK(b []byte) (*ecdsa.PublicKey, string, error) {
 		}
 		b = append(append([]byte{4}, k.X...), k.Y...)
 	}
-	var curve elliptic.Curve
-	switch len(b) {
-	case 1 + 2*32:
-		curve = elliptic.P256()
-	case 1 + 2*48:
-		curve = elliptic.P384()
-	case 1 + 2*66:
-		curve = elliptic.P521()
-	default:
+	curve, ok := map[int]elliptic.Curve{1 + 2*32: elliptic.P256(), 1 + 2*48: elliptic.P384(), 1 + 2*66: elliptic.P521()}[len(b)]
+	if !ok {
 		return nil, kind, fmt.Errorf("%d bytes are a point on none of the curves", len(b))
 	}
 	key, err := ecdsa.ParseUncompressedPublicKey(curve, b)
@@ -105,16 +98,9 @@ func checkSignature(m *cose.Sign1Message, key *ecdsa.PublicKey) (string, error) 
 
 // hashNamed returns the hash function of an IANA name.
 func hashNamed(name *string) (crypto.Hash, error) {
-	if name == nil {
-		return 0, errors.New("no hash algorithm named")
+	h, ok := map[string]crypto.Hash{"sha-256": crypto.SHA256, "sha-384": crypto.SHA384, "sha-512": crypto.SHA512}[deref(name)]
+	if !ok {
+		return 0, fmt.Errorf("hash algorithm %q: sha-256, sha-384 and sha-512 are known", deref(name))
 	}
-	switch *name {
-	case "sha-256":
-		return crypto.SHA256, nil
-	case "sha-384":
-		return crypto.SHA384, nil
-	case "sha-512":
-		return crypto.SHA512, nil
-	}
-	return 0, fmt.Errorf("hash algorithm %q: sha-256, sha-384 and sha-512 are known", *name)
+	return h, nil
 }

@@ -87,51 +87,53 @@ func ParsePolicy(data []byte) (Policy, error) {
 // Check refuses a policy that asks for what no token can have, and one that
 // asks for nothing where it seems to ask.
 func (p *Policy) Check() error {
-	sizes := func(what string, values []Hex, ok ...int) error {
-		if values != nil && len(values) == 0 {
-			return fmt.Errorf("%s: an empty list: leave it out, or list what is accepted", what)
+	var errs []error
+	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	list := func(what string, n int, given bool) {
+		if given && n == 0 {
+			wrong("%s: an empty list: leave it out, or list what is accepted", what)
 		}
+	}
+	sizes := func(what string, values []Hex, ok ...int) {
+		list(what, len(values), values != nil)
 		for _, v := range values {
 			if !slices.Contains(ok, len(v)) {
-				return fmt.Errorf("%s: %d bytes, it has %v", what, len(v), ok)
+				wrong("%s: %d bytes, it has %v", what, len(v), ok)
 			}
 		}
-		return nil
-	}
-	errs := []error{
-		sizes("rim", p.RIM, 32, 48, 64), sizes("rem", p.REM, 0, 32, 48, 64),
-		sizes("implementation_id", p.ImplID, 32), sizes("instance_id", p.InstanceID, 33),
-	}
-	if p.Challenge != nil && len(p.Challenge) == 0 || len(p.Challenge) > 64 {
-		errs = append(errs, fmt.Errorf("challenge: %d bytes, it has 1 to 64", len(p.Challenge)))
-	}
-	if p.RPV != nil && len(p.RPV) == 0 || len(p.RPV) > 64 {
-		errs = append(errs, fmt.Errorf("rpv: %d bytes, it has 1 to 64", len(p.RPV)))
-	}
-	if len(p.REM) > 4 {
-		errs = append(errs, fmt.Errorf("rem: %d registers, a realm has 4", len(p.REM)))
 	}
 	names := func(what string, values, known []string) {
-		if values != nil && len(values) == 0 {
-			errs = append(errs, fmt.Errorf("%s: an empty list: leave it out, or list what is accepted", what))
-		}
+		list(what, len(values), values != nil)
 		for _, v := range values {
 			if !slices.Contains(known, v) {
-				errs = append(errs, fmt.Errorf("%s: %q is none of %s", what, v, strings.Join(known, ", ")))
+				wrong("%s: %q is none of %s", what, v, strings.Join(known, ", "))
 			}
 		}
 	}
+	padded := func(what string, v Hex) {
+		if v != nil && len(v) == 0 || len(v) > 64 {
+			wrong("%s: %d bytes, it has 1 to 64", what, len(v))
+		}
+	}
+	padded("challenge", p.Challenge)
+	padded("rpv", p.RPV)
+	sizes("rim", p.RIM, 32, 48, 64)
+	sizes("rem", p.REM, 0, 32, 48, 64)
+	if len(p.REM) > 4 {
+		wrong("rem: %d registers, a realm has 4", len(p.REM))
+	}
+	sizes("implementation_id", p.ImplID, 32)
+	sizes("instance_id", p.InstanceID, 33)
 	names("lifecycle", p.Lifecycle, lifecycles())
 	names("profile", p.Profile, []string{"legacy", "current"})
-	if p.Components != nil && len(p.Components) == 0 {
-		errs = append(errs, errors.New("software_components: an empty list: leave it out, or list what is accepted"))
-	}
+	list("software_components", len(p.Components), p.Components != nil)
 	for i, c := range p.Components {
 		what := fmt.Sprintf("software_components[%d]", i)
 		if c.Measurement == nil && c.Signer == nil {
-			errs = append(errs, fmt.Errorf("%s: neither measurement nor signer", what))
+			wrong("%s: neither measurement nor signer", what)
 		}
-		errs = append(errs, sizes(what+".measurement", c.Measurement, 32, 48, 64), sizes(what+".signer", c.Signer, 32, 48, 64))
+		sizes(what+".measurement", c.Measurement, 32, 48, 64)
+		sizes(what+".signer", c.Signer, 32, 48, 64)
 	}
 	return errors.Join(errs...)
 }

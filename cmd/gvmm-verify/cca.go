@@ -23,9 +23,9 @@ only if every clause held, 1 if one failed.
       --rim "$(gvmm measure cca --machine lkvm --dtb realm.dtb Image)" --nonce 00112233...
   gvmm verify cca --token realm.cbor --platform-key cpak.pem --policy policy.json
 
-A policy is a JSON object of what is asked for: challenge, rim, rem, rpv,
-implementation_id, instance_id, lifecycle, profile, software_components.
-docs/cca.md has an example.
+A policy is a JSON object of what is asked for, unless a flag asks: challenge,
+rim, rem, rpv, implementation_id, instance_id, lifecycle, profile and
+software_components; docs/cca.md has an example.
 
 `
 
@@ -42,9 +42,14 @@ func verifyCCA(args []string, stdout io.Writer) (int, error) {
 	fs.Usage = func() { fmt.Fprint(stdout, ccaUsage, fs.FlagUsagesWrapped(100)) }
 	fs.StringVar(&tokenFile, "token", "", "attestation token `FILE`")
 	fs.StringVar(&keyFile, "platform-key", "", "the platform's public key (CPAK), `PEM`")
-	fs.Var(hexFlag(func(h verify.Hex) { asked.RIM = verify.OneOf{h} }), "rim", "the realm initial measurement that is expected")
-	fs.Var(hexFlag(func(h verify.Hex) { asked.RPV = h }), "rpv", "the realm personalization value, filled up with zeros to 64 bytes")
-	fs.Var(hexFlag(func(h verify.Hex) { asked.Challenge = h }), "nonce", "the challenge that the token answers, filled up likewise")
+	fs.Func("rim", "the realm initial measurement that is expected, `HEX`", func(s string) error {
+		asked.RIM = make(verify.OneOf, 1)
+		return asked.RIM[0].UnmarshalText([]byte(s))
+	})
+	fs.Func("rpv", "the realm personalization value, `HEX`, filled up with zeros to 64 bytes",
+		func(s string) error { return asked.RPV.UnmarshalText([]byte(s)) })
+	fs.Func("nonce", "the challenge that the token answers, `HEX`, filled up likewise",
+		func(s string) error { return asked.Challenge.UnmarshalText([]byte(s)) })
 	fs.StringVar(&policyFile, "policy", "", "what else is asked for, JSON `FILE`")
 	fs.BoolVar(&asJSON, "json", false, "print JSON")
 	if err := fs.Parse(args); errors.Is(err, pflag.ErrHelp) {
@@ -84,7 +89,7 @@ func verifyCCA(args []string, stdout io.Writer) (int, error) {
 	return status, printVerdict(stdout, verdict, asJSON)
 }
 
-// ccaPolicy adds what flags ask for to the policy in a file, "" for none.
+// ccaPolicy reads the policy in a file, "" for none; what flags ask for comes first.
 func ccaPolicy(path string, asked verify.Policy) (*verify.Policy, error) {
 	var p verify.Policy
 	if path != "" {
@@ -94,14 +99,6 @@ func ccaPolicy(path string, asked verify.Policy) (*verify.Policy, error) {
 		}
 		if err != nil {
 			return nil, fmt.Errorf("--policy %s: %w", path, err)
-		}
-	}
-	for _, c := range []struct {
-		flag          string
-		given, policy bool
-	}{{"rim", asked.RIM != nil, p.RIM != nil}, {"rpv", asked.RPV != nil, p.RPV != nil}, {"nonce", asked.Challenge != nil, p.Challenge != nil}} {
-		if c.given && c.policy {
-			return nil, fmt.Errorf("--%s: the policy %s asks for it as well: give one of them", c.flag, path)
 		}
 	}
 	if asked.RIM != nil {
@@ -148,21 +145,4 @@ func readFile(path string) ([]byte, error) {
 		err = fmt.Errorf("%s: more than %d bytes", path, maxFile)
 	}
 	return b, err
-}
-
-// hexFlag is a flag that takes bytes in hexadecimal.
-type hexFlag func(verify.Hex)
-
-func (f hexFlag) String() string { return "" }
-func (f hexFlag) Type() string   { return "HEX" }
-func (f hexFlag) Set(s string) error {
-	var h verify.Hex
-	if err := h.UnmarshalText([]byte(s)); err != nil {
-		return err
-	}
-	if len(h) == 0 {
-		return errors.New("no bytes given")
-	}
-	f(h)
-	return nil
 }
