@@ -12,8 +12,8 @@ export CGO_ENABLED = 0
 
 all: build
 
-build: ## the gvmm program, static, in bin/
-	$(GO) build -trimpath -ldflags='$(LDFLAGS)' -o $(BIN)/gvmm ./cmd/gvmm
+build: ## the programs, static, in bin/
+	$(GO) build -trimpath -ldflags='$(LDFLAGS)' -o $(BIN)/ ./cmd/...
 
 guests: ## our own small guests, built from source with gcc
 	$(MAKE) -C integration/guests
