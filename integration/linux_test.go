@@ -48,7 +48,7 @@ func newLinux(ctx context.Context, t *testing.T, b *bench, pkg string) linux {
 		t.Fatal(err)
 	}
 	initrd := filepath.Join(t.TempDir(), pkg+".cpio")
-	if err := k.Initramfs(ctx, initrd, lab.GuestModules...); err != nil {
+	if err := k.Initramfs(ctx, initrd, nil, lab.GuestModules...); err != nil {
 		t.Fatal(err)
 	}
 	return linux{b.file(t, k.Image), b.file(t, initrd)}

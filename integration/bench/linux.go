@@ -27,7 +27,7 @@ func linuxBoot(ctx context.Context, t *tools) error {
 		return err
 	}
 	initrd := filepath.Join(t.dir, "guest.cpio")
-	if err := kernel.Initramfs(ctx, initrd); err != nil {
+	if err := kernel.Initramfs(ctx, initrd, nil); err != nil {
 		return err
 	}
 	var there [3]string

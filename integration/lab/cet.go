@@ -226,7 +226,7 @@ func StartCET(ctx context.Context, files ...string) (_ *X86, err error) {
 		extra[l.put[abs]] = abs
 	}
 	initrd := filepath.Join(l.dir, "host.cpio")
-	if err := kernel.initramfs(ctx, initrd, extra, cetModules...); err != nil {
+	if err := kernel.Initramfs(ctx, initrd, extra, cetModules...); err != nil {
 		return nil, err
 	}
 	if err := bootFiles(l.dir, kernel.Image, initrd, cetParams); err != nil {

@@ -19,13 +19,9 @@ var GuestModules = []string{"virtio_pci", "virtio_mmio", "virtio_blk", "virtio_n
 
 var hostModules = []string{"kvm_amd", "tun", "vhost_net", "virtio_pci", "virtio_console"}
 
-// Initramfs writes an archive with our init and the named modules to path.
-func (k *Kernel) Initramfs(ctx context.Context, path string, modules ...string) error {
-	return k.initramfs(ctx, path, nil, modules...)
-}
-
-// initramfs takes further files too: their paths here by their paths there.
-func (k *Kernel) initramfs(ctx context.Context, path string, extra map[string]string, modules ...string) error {
+// Initramfs writes an archive with our init and the named modules to path, and
+// with extra files: their paths here by their paths there.
+func (k *Kernel) Initramfs(ctx context.Context, path string, extra map[string]string, modules ...string) error {
 	dir, err := os.MkdirTemp("", "lab-init")
 	if err != nil {
 		return err

@@ -74,7 +74,7 @@ func StartX86(ctx context.Context, mib int) (_ *X86, err error) {
 		}
 	}()
 	initrd := filepath.Join(l.dir, "host.cpio")
-	if err := kernel.Initramfs(ctx, initrd, hostModules...); err != nil {
+	if err := kernel.Initramfs(ctx, initrd, nil, hostModules...); err != nil {
 		return nil, err
 	}
 	sock := filepath.Join(l.dir, "agent")
@@ -242,9 +242,8 @@ func (l *X86) Copy(there string, r io.Reader) error {
 	if err := l.conn.Send(id, wire.EOF, nil); err != nil {
 		return err
 	}
-	<-vm.done
-	if vm.status != (Status{}) {
-		return fmt.Errorf("copy to the lab's %s: %s", there, vm.stderr.String())
+	if _, err := vm.Wait(bootTime); err != nil || vm.status != (Status{}) {
+		return fmt.Errorf("copy to the lab's %s: %w", there, errors.Join(err, errors.New(vm.stderr.String())))
 	}
 	return nil
 }

@@ -4,6 +4,7 @@
 	.code32
 	.global start32
 start32:
+	endbr32
 	cld
 	mov	$stack_top, %esp
 	xor	%edi, %edi
@@ -32,20 +33,22 @@ start32:
 	.code64
 	.global start64
 start64:
+	endbr64
 	cld
 	xor	%edi, %edi
 	cmpl	$0x53726448, 0x202(%rsi)	// "HdrS": boot_params.hdr.header
 	jne	hang
 	mov	0x228(%rsi), %edi		// cmd_line_ptr
+	mov	%cr4, %rax
+	bt	$23, %eax		// CET is on: the monitor's page tables hold its shadow stack
+	jc	1f
 	mov	$pml4, %eax
 	mov	%rax, %cr3
-	lgdt	gdtr
-	mov	$stack_top, %esp
-	pushq	$8
-	pushq	$go
-	lretq
+1:	lgdt	gdtr
+	ljmpl	*far_go			// unlike a far return it needs nothing on a shadow stack
 
-go:	mov	$0x10, %eax
+go:	endbr64
+	mov	$0x10, %eax
 	mov	%eax, %ds
 	mov	%eax, %es
 	mov	%eax, %ss
@@ -66,6 +69,7 @@ trap_stubs:
 	.set	i, 0
 	.rept	48
 	.balign	16
+	endbr64
 	.if	i != 8 && (i < 10 || i > 14) && i != 17 && i != 21
 	pushq	$0
 	.endif
@@ -102,6 +106,9 @@ trap_common:
 
 	.data
 	.balign 8
+far_go:	.long	go
+	.word	8
+	.balign 8
 gdtr:	.word	gdt_end - gdt - 1
 	.quad	gdt
 	.balign 8
@@ -119,6 +126,7 @@ pml4:	.quad	pdpt + 7
 	.fill	511, 8, 0
 pdpt:	.quad	pd + 7, pd + 0x1007, pd + 0x2007, pd + 0x3007
 	.fill	508, 8, 0
+	.global pd
 pd:	.set	i, 0
 	.rept	2048
 	.quad	i * 0x200000 + 0xe7	// present, writable, user, accessed, dirty, 2 MiB

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -33,6 +34,8 @@ func guest(steps []string) error {
 			what, err = dhcp(arg)
 		case "get":
 			what, err = get(arg)
+		case "cet":
+			what, err = cet(arg)
 		case "http":
 			what, err = serveOnce(arg)
 		case "end":
@@ -66,6 +69,23 @@ func share(tag string) (string, error) {
 		return "", fmt.Errorf("mount: %w", err)
 	}
 	return readWrite("/share")
+}
+
+// cet tells what of CET this processor has, and what becomes of a program that
+// overwrites its return address.
+func cet(program string) (string, error) {
+	info, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return "", err
+	}
+	var has []string
+	for _, f := range strings.Fields(string(info)) {
+		if f == "user_shstk" || f == "ibt" {
+			has = append(has, f)
+		}
+	}
+	out, err := exec.Command(program).Output()
+	return fmt.Sprintf("flags %q, %q", has, out), err
 }
 
 func mkdir(dir string) string {
