@@ -34,6 +34,7 @@ func (Local) start(v *VM) (process, error) {
 	cmd := exec.Command(v.argv[0], v.argv[1:]...)
 	cmd.Env = append(os.Environ(), v.env...)
 	cmd.Stderr = &v.stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // a test that dies leaves nothing behind
 	p := localProcess{}
 	var tty *os.File
 	if v.terminal {
@@ -44,7 +45,7 @@ func (Local) start(v *VM) (process, error) {
 		defer func() { _ = pts.Close() }()
 		tty = ptmx
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = pts, pts, pts
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+		cmd.SysProcAttr.Setsid, cmd.SysProcAttr.Setctty = true, true
 		p.WriteCloser = ptmx
 	} else {
 		cmd.Stdout = &v.stdout

@@ -132,7 +132,9 @@ func (v *VM) Wait(timeout time.Duration) (Status, error) {
 		return v.status, nil
 	case <-time.After(timeout):
 	}
-	_ = v.proc.signal(syscall.SIGKILL)
+	if v.proc != nil {
+		_ = v.proc.signal(syscall.SIGKILL)
+	}
 	return Status{Code: -1}, fmt.Errorf("%s still runs: %w after %v; its console ends with %q", v.argv[0], ErrTimeout, timeout, v.stdout.tail())
 }
 
