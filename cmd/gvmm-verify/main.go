@@ -8,11 +8,11 @@ import (
 	"os"
 )
 
-const usage = `usage: gvmm verify cca [flags]
+const usage = `usage: gvmm verify snp|cca [flags]
 
-Checks an attestation token of a confidential guest. Exit status 0 only if
+Checks an attestation report or token of a confidential guest. Exit status 0 only if
 everything that was asked for held, 1 if something did not, 125 if it could not
-be checked. "gvmm verify cca --help" explains.
+be checked. "gvmm verify snp --help" and "gvmm verify cca --help" explain.
 `
 
 // statusCannotCheck is the exit status for usage, files and keys that are wrong.
@@ -31,6 +31,8 @@ func dispatch(args []string, stdout, stderr io.Writer) int {
 	var status int
 	var err error
 	switch what, rest := args[0], args[1:]; what {
+	case "snp":
+		status, err = verifySNP(rest, stdout)
 	case "cca":
 		status, err = verifyCCA(rest, stdout)
 	case "help", "-h", "--help":

@@ -18,6 +18,7 @@ const usage = `gvmm runs unikernels and Linux in small KVM virtual machines.
   gvmm probe             say what this host can do, and what is missing
   gvmm measure snp       predict the launch measurement of an SEV-SNP guest
   gvmm measure cca       predict the initial measurement (RIM) of an Arm CCA realm
+  gvmm verify snp        check an attestation report of an SEV-SNP guest
   gvmm verify cca        check an attestation token of a realm
   gvmm version           print the version
 
