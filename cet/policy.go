@@ -22,14 +22,26 @@ const (
 	PresetShadowStack Preset = "shstk" // a supervisor shadow stack
 )
 
+// Audit says what an audit in software looks for. The zero value is no audit.
+type Audit string
+
+// The audits.
+const (
+	AuditAll         Audit = "all"
+	AuditShadowStack Audit = "shstk" // returns that do not match their calls
+	AuditIBT         Audit = "ibt"   // indirect branches to places without ENDBR64
+)
+
 // Check refuses unknown words and policies that contradict the preset, naming
 // the flag.
-func Check(p Policy, preset Preset) error {
+func Check(p Policy, preset Preset, a Audit) error {
 	switch {
 	case p != "" && p != Auto && p != Off && p != Require:
 		return fmt.Errorf("--cet %q: give off, auto or require", string(p))
 	case preset != "" && preset != PresetIBT && preset != PresetShadowStack:
 		return fmt.Errorf("--cet-preset %q: give ibt or shstk", string(preset))
+	case a != "" && a != AuditAll && a != AuditShadowStack && a != AuditIBT:
+		return fmt.Errorf("--cet-audit=%s: give all, shstk or ibt", string(a))
 	case preset != "" && p == Off:
 		return fmt.Errorf("--cet-preset %s: --cet off hides what it needs", string(preset))
 	}

@@ -92,7 +92,7 @@ func TestGrant(t *testing.T) {
 		s  Preset
 		ok bool
 	}{{"", "", true}, {Require, PresetIBT, true}, {Off, PresetIBT, false}, {"on", "", false}, {Auto, "all", false}} {
-		if err := Check(c.p, c.s); (err == nil) != c.ok {
+		if err := Check(c.p, c.s, AuditAll); (err == nil) != c.ok {
 			t.Errorf("Check(%q, %q): %v", c.p, c.s, err)
 		}
 	}

@@ -28,7 +28,8 @@ type Config struct {
 	RNG     Switch
 	Console Console
 
-	CET cet.Policy // whether the guest sees CET; by default what the host has
+	CET      cet.Policy // whether the guest sees CET; by default what the host has
+	CETAudit cet.Audit  // single-step the guest and check its returns and branches; "" for not
 
 	Stdin  io.Reader // console input; nil: none
 	Stdout io.Writer // console output, byte for byte; nil: discarded
@@ -94,7 +95,7 @@ func (c *Config) check() error {
 	case c.Console != SerialConsole && c.Console != VirtioConsole:
 		return fmt.Errorf("--console %q: give serial or virtio", c.Console)
 	}
-	if err := cet.Check(c.CET, ""); err != nil {
+	if err := cet.Check(c.CET, "", c.CETAudit); err != nil {
 		return err
 	}
 	for _, d := range c.Disks {

@@ -96,6 +96,8 @@ func exitName(reason uint32) string {
 		return "unknown"
 	case kvm.ExitIO:
 		return "io"
+	case kvm.ExitDebug:
+		return "debug"
 	case kvm.ExitHLT:
 		return "hlt"
 	case kvm.ExitMMIO:

@@ -14,6 +14,8 @@ func (c *vcpu) handleArch(rec *exitRecord) *Outcome {
 	case kvm.ExitIO:
 		c.portIO(rec)
 		return nil
+	case kvm.ExitDebug: // single step
+		return nil
 	case kvm.ExitShutdown:
 		o := c.crash("triple fault")
 		return &o

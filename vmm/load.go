@@ -19,10 +19,24 @@ type loaded struct {
 	files []*os.File
 }
 
-func (l *loaded) Close() {
+func (l *loaded) Close() error {
 	for _, f := range l.files {
 		_ = f.Close() // opened for reading
 	}
+	return nil
+}
+
+// symbols returns what names the image's ELF file has for addresses, nil if none.
+func (l *loaded) symbols() *cet.ELF {
+	st, err := l.files[0].Stat()
+	if err != nil {
+		return nil
+	}
+	e, err := cet.OpenELF(l.files[0], st.Size())
+	if err != nil {
+		return nil
+	}
+	return e
 }
 
 // open opens a regular file for reading and returns its size. It does not wait
@@ -53,7 +67,7 @@ type Inspection struct {
 }
 
 // Close releases the files behind the plan.
-func (i *Inspection) Close() { i.l.Close() }
+func (i *Inspection) Close() { _ = i.l.Close() }
 
 // Inspect makes the launch plan of a configuration without touching KVM.
 func Inspect(cfg Config) (*Inspection, error) {
@@ -81,8 +95,7 @@ func (l *loaded) lint() *cet.Report {
 func loadPlan(cfg *Config) (*loaded, error) {
 	l := &loaded{}
 	if err := l.load(cfg); err != nil {
-		l.Close()
-		return nil, err
+		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
 }

@@ -124,6 +124,12 @@ func (m *VM) createVCPUs(sys *kvm.System) error {
 			return err
 		}
 	}
+	if m.cfg.CETAudit != "" {
+		a := cet.NewAuditor(m.cfg.CETAudit, m.image.symbols())
+		for _, c := range m.cpus {
+			c.audit(a)
+		}
+	}
 	return setX86State(m.cpus[0].VCPU, m.plan.X86)
 }
 

@@ -16,6 +16,8 @@ type vcpu struct {
 	trail [8]exitRecord // the last exits, a ring
 	exits uint64        // how many there were
 
+	before func() *Outcome // called before each entry, unless nil; it says how the VM ends
+
 	arch archVCPU
 }
 
@@ -39,6 +41,12 @@ func (c *vcpu) loop() {
 	c.Bind()
 	m := c.vm
 	for {
+		if c.before != nil {
+			if o := c.before(); o != nil {
+				m.finish(*o)
+				return
+			}
+		}
 		if m.state.Load() != running && !m.hold() {
 			return
 		}

@@ -17,9 +17,10 @@ import (
 
 // VM is a virtual machine that is ready to run, runs, or has ended.
 type VM struct {
-	cfg  Config
-	plan *boot.Plan
-	log  *slog.Logger
+	cfg   Config
+	plan  *boot.Plan
+	image *loaded // open for the symbols of a post-mortem
+	log   *slog.Logger
 
 	kvm  *kvm.VM
 	mem  *memory.Guest
@@ -73,8 +74,8 @@ func (m *VM) build() error {
 	if err != nil {
 		return err
 	}
-	defer image.Close()
-	m.plan = image.plan
+	m.image, m.plan = image, image.plan
+	m.closers = append(m.closers, image)
 	m.watch = newCrashWatch(m.cfg.Stdout, m.plan)
 
 	sys, err := kvm.Open("/dev/kvm")

@@ -48,6 +48,7 @@ const (
 	nrGetOneReg     = 0xab
 	nrSetOneReg     = 0xac
 	nrSetGuestDebug = 0x9b
+	nrSetMPState    = 0x99
 )
 
 // OneReg reads a register of 64 bits by its KVM_REG_* id (KVM_GET_ONE_REG).
@@ -65,6 +66,15 @@ func (c *VCPU) SetOneReg(id, value uint64) error {
 	r := &oneReg{id, &value}
 	if _, err := gokvm.Ioctl(uintptr(c.fd), gokvm.IIOW(nrSetOneReg, unsafe.Sizeof(*r)), uintptr(unsafe.Pointer(r))); err != nil {
 		return fmt.Errorf("KVM_SET_ONE_REG %#x = %#x: %w", id, value, err)
+	}
+	return nil
+}
+
+// Halt has the vCPU wait for its next interrupt, as HLT does (KVM_SET_MP_STATE).
+func (c *VCPU) Halt() error {
+	halted := uint32(3) // KVM_MP_STATE_HALTED
+	if _, err := gokvm.Ioctl(uintptr(c.fd), gokvm.IIOW(nrSetMPState, unsafe.Sizeof(halted)), uintptr(unsafe.Pointer(&halted))); err != nil {
+		return fmt.Errorf("KVM_SET_MP_STATE: %w", err)
 	}
 	return nil
 }

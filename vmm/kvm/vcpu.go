@@ -127,3 +127,13 @@ func (c *VCPU) InternalError() (suberror uint32, data []uint64) {
 // FailEntry returns the hardware's reason of a KVM_EXIT_FAIL_ENTRY, or of a
 // KVM_EXIT_UNKNOWN.
 func (c *VCPU) FailEntry() uint64 { return binary.LittleEndian.Uint64(c.shared[offUnion:]) }
+
+// Settle ends what the last exit left half done, a port or memory access, and
+// loads registers marked by SetDirty, without entering the guest. ok says that
+// this made another exit.
+func (c *VCPU) Settle() (ok bool, err error) {
+	c.shared[offImmediateExit] = 1
+	ok, err = c.Run()
+	c.shared[offImmediateExit] = 0
+	return ok, err
+}

@@ -107,12 +107,9 @@ const (
 func (c *VCPU) Sync() (*SyncRegs, error) {
 	if c.shared[offValidRegs] == 0 {
 		c.shared[offValidRegs] = syncRegs | syncSregs | syncEvents
-		// KVM_RUN with immediate_exit only stores them. A kick that comes now is
-		// not lost: whoever kicks has changed the state that is looked at next.
-		c.shared[offImmediateExit] = 1
-		_, err := c.Run()
-		c.shared[offImmediateExit] = 0
-		if err != nil {
+		// A kick that comes now is not lost: whoever kicks has changed the state
+		// that is looked at next.
+		if _, err := c.Settle(); err != nil {
 			return nil, err
 		}
 	}
