@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -24,7 +25,11 @@ func TestCET(t *testing.T) {
 	if err := kernel.Initramfs(ctx, initrd, map[string]string{"/bin/shstk": filepath.Join(images, "shstk")}); err != nil {
 		t.Fatal(err)
 	}
-	files := []string{binary, kernel.Image, initrd}
+	state := filepath.Join(t.TempDir(), "cetstate.test")
+	if err := lab.BuildTest(ctx, "./integration/cetstate", state); err != nil {
+		t.Fatal(err)
+	}
+	files := []string{binary, kernel.Image, initrd, state}
 	for _, guest := range []string{"victim", "clean"} {
 		for _, kind := range kinds {
 			files = append(files, filepath.Join(images, guest+"."+kind))
@@ -48,6 +53,13 @@ func TestCET(t *testing.T) {
 
 	t.Run("guests", func(t *testing.T) {
 		testAttacks(t, b)
+	})
+	t.Run("state", func(t *testing.T) {
+		vm := lab.Start(t, b, []string{b.file(t, state), "-test.v"})
+		b.ends(t, vm, 0, "")
+		if got := vm.Console().String(); strings.Contains(got, "SKIP") || strings.Count(got, "--- PASS") != 14 {
+			t.Errorf("not every test passed:\n%s", got)
+		}
 	})
 	l := linux{b.file(t, kernel.Image), b.file(t, initrd)}
 	for _, c := range []struct{ policy, says string }{

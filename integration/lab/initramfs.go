@@ -84,12 +84,17 @@ func (k *Kernel) Initramfs(ctx context.Context, path string, extra map[string]st
 
 // Build builds one of this repository's programs, static and stripped as they
 // are released.
-func Build(ctx context.Context, pkg, out string) error {
+func Build(ctx context.Context, pkg, out string) error { return build(ctx, pkg, out, "build") }
+
+// BuildTest builds the tests of one of this repository's packages.
+func BuildTest(ctx context.Context, pkg, out string) error { return build(ctx, pkg, out, "test", "-c") }
+
+func build(ctx context.Context, pkg, out string, args ...string) error {
 	root, err := Root()
 	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", out, pkg)
+	cmd := exec.CommandContext(ctx, "go", append(args, "-trimpath", "-ldflags=-s -w", "-o", out, pkg)...)
 	cmd.Dir = root
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if b, err := cmd.CombinedOutput(); err != nil {
