@@ -112,3 +112,33 @@ func testAttacks(t *testing.T, b *bench) {
 		})
 	}
 }
+
+// TestAudit finds both attacks in software, on this machine's KVM.
+func TestAudit(t *testing.T) { testAudit(t, here(t)) }
+
+// testAudit attacks the audited victim on a host that needs no CET.
+func testAudit(t *testing.T, b *bench) {
+	for _, c := range []struct {
+		flag, guest, attack string
+		code                int
+		prints, says        string
+	}{
+		{"--cet-audit", "victim", "ret", 139, "attack", "(gadget), but its call expects it at 0x"},
+		{"--cet-audit", "victim", "jump", 139, "attack", "(gadget), which has no ENDBR64"},
+		{"--cet-audit=ibt", "victim", "ret", 0, "gadget ran", ""},
+		{"--cet-audit=shstk", "victim", "jump", 0, "gadget ran", ""},
+		{"--cet-audit", "victim", "none", 0, "unharmed", ""},
+		{"--cet-audit", "clean", "none", 0, "clean: ok", ""},
+	} {
+		for _, kind := range kinds {
+			t.Run(strings.Join([]string{c.flag, c.guest, c.attack, kind}, " "), func(t *testing.T) {
+				vm := b.run(t, c.flag, "--cet", "off", "-a", "attack="+c.attack, b.guest(t, c.guest+"."+kind))
+				b.expect(t, vm, c.prints)
+				b.ends(t, vm, c.code, c.says)
+				if c.code == 139 && strings.Contains(vm.Console().String(), "gadget ran") {
+					t.Error("the gadget ran")
+				}
+			})
+		}
+	}
+}
