@@ -14,6 +14,7 @@ import (
 //	0x0000_7000  zero page                 Linux 64-bit entry
 //	0x0000_8ff0  first stack               Linux 64-bit entry
 //	0x0000_9000  page tables, 6 pages      Linux 64-bit entry
+//	0x0001_0000  shadow stack, 64 KiB      where it is preset; one more page table before it
 //	0x0002_0000  command line, 64 KiB
 //	0x0009_f000  multiboot information     multiboot
 //	0x0009_fc00  end of low memory
@@ -38,6 +39,10 @@ const (
 	bootStack     memory.GPA = 0x8ff0
 	pageTableBase memory.GPA = 0x9000
 	cmdlineBase   memory.GPA = 0x20000
+
+	shadowStackBase memory.GPA = 0x10000
+	shadowStackEnd  memory.GPA = 0x20000
+
 	multibootBase memory.GPA = 0x9f000 // flat test guests are linked as low as 16 KiB
 	lowRAMEnd     memory.GPA = 0x9fc00
 	acpiBase      memory.GPA = 0xf0000

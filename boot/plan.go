@@ -90,6 +90,8 @@ type X86State struct {
 	CS, DS, ES, FS, GS, SS X86Segment
 	TR                     X86Segment
 	GDT, IDT               X86Table
+
+	SCET, SSP uint64 // supervisor CET, where the plan presets it: IA32_S_CET; SSP, also PL0_SSP
 }
 
 // X86Segment is a segment register with its hidden part (Intel SDM vol. 3, 3.4.5).

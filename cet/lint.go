@@ -39,7 +39,7 @@ type Report struct {
 	Sealed     int       `json:"sealed"`             // entries of .ibt_endbr_seal: ENDBR64 that nothing reaches
 
 	certain             bool   // a bare target is in use: its address is taken
-	loadsCR3, farReturn uint64 // where code does what a preset shadow stack does not survive
+	loadsCR3, farReturn string // where code does what a preset shadow stack does not survive
 }
 
 // maxTries bounds the disassembling in a section that is made to look suspicious.
@@ -164,7 +164,7 @@ func (rep *Report) sweep(e *ELF, base uint64, b []byte) {
 	for i, tries := 0, maxTries; i+3 <= len(b) && tries > 0; i++ {
 		cr3 := b[i] == 0x0f && b[i+1] == 0x22 && b[i+2]&0xf8 == 0xd8
 		far := b[i] == 0x48 && b[i+1] == 0xcb
-		if (!cr3 || rep.loadsCR3 != 0) && (!far || rep.farReturn != 0) {
+		if (!cr3 || rep.loadsCR3 != "") && (!far || rep.farReturn != "") {
 			continue
 		}
 		tries--
@@ -181,9 +181,9 @@ func (rep *Report) sweep(e *ELF, base uint64, b []byte) {
 			}
 		}
 		if at == i && cr3 {
-			rep.loadsCR3 = base + uint64(i)
+			rep.loadsCR3 = e.Name(base + uint64(i))
 		} else if at == i {
-			rep.farReturn = base + uint64(i)
+			rep.farReturn = e.Name(base + uint64(i))
 		}
 	}
 }
@@ -221,26 +221,29 @@ func (rep *Report) judge(bare []string, retpoline string) {
 }
 
 // Bears refuses a preset that the image does not survive, naming what breaks
-// it. A global function without ENDBR64 is no reason: whether anything takes
-// its address is not known.
-func (rep *Report) Bears(p Preset, name func(addr uint64) string) error {
-	j := rep.IBT
+// it. What may break it, if the guest ever gets there, comes as warnings.
+func (rep *Report) Bears(p Preset) (warnings []string, err error) {
+	j, sure := rep.IBT, rep.ENDBR == 0 || rep.certain
 	if p == PresetShadowStack {
-		j = rep.ShadowStack
-		switch {
-		case rep.loadsCR3 != 0:
-			return fmt.Errorf("the image loads page tables of its own at %s: the shadow stack would not be mapped in them", name(rep.loadsCR3))
-		case rep.farReturn != 0:
-			return fmt.Errorf("the image has a far return at %s, which needs a far call on the shadow stack", name(rep.farReturn))
+		j, sure = rep.ShadowStack, true
+		if rep.loadsCR3 != "" {
+			warnings = append(warnings, "loads page tables of its own at "+rep.loadsCR3+": the shadow stack is not mapped in them unless the image sees to it")
+		}
+		if rep.farReturn != "" {
+			warnings = append(warnings, "has a far return at "+rep.farReturn+", which needs a far call on the shadow stack")
 		}
 	}
-	if j.Verdict != No || p == PresetIBT && rep.ENDBR > 0 && !rep.certain {
-		return nil
-	}
+	why := j.Reason
 	if j.Breaks != "" {
-		j.Reason += ": " + j.Breaks
+		why += ": " + j.Breaks
 	}
-	return fmt.Errorf("the image cannot bear it: %s", j.Reason)
+	switch {
+	case j.Verdict == No && sure:
+		return warnings, fmt.Errorf("the image cannot bear it: %s", why)
+	case j.Verdict != Yes:
+		warnings = append(warnings, why)
+	}
+	return warnings, nil
 }
 
 // WriteTo prints the report, for people.

@@ -6,6 +6,32 @@ import (
 	"github.com/gvmm/gvmm/vmm/memory"
 )
 
+// explainCET completes the outcome of a crash with what control-flow enforcement
+// has to say about it. The vCPU threads have ended.
+func (m *VM) explainCET(o *Outcome) {
+	for _, c := range m.cpus {
+		state, err := cet.Save(c.VCPU, m.cet)
+		if err != nil || !state.Enabled {
+			continue
+		}
+		r, err := c.Regs()
+		if err != nil {
+			continue
+		}
+		s, err := c.Sregs()
+		if err != nil {
+			continue
+		}
+		if why := cet.Explain(state, r, s, c.readLinear, m.image.symbols()); why != "" {
+			o.Why += ": " + why
+			if o.Dump == "" {
+				o.Dump = c.dump()
+			}
+			return
+		}
+	}
+}
+
 // audit has the vCPU single-stepped and followed.
 func (c *vcpu) audit(a *cet.Auditor) {
 	f := a.Follow()

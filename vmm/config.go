@@ -28,8 +28,9 @@ type Config struct {
 	RNG     Switch
 	Console Console
 
-	CET      cet.Policy // whether the guest sees CET; by default what the host has
-	CETAudit cet.Audit  // single-step the guest and check its returns and branches; "" for not
+	CET       cet.Policy // whether the guest sees CET; by default what the host has
+	CETPreset cet.Preset // what of CET is on before the first instruction; "" leaves it to the guest
+	CETAudit  cet.Audit  // single-step the guest and check its returns and branches; "" for not
 
 	Stdin  io.Reader // console input; nil: none
 	Stdout io.Writer // console output, byte for byte; nil: discarded
@@ -95,7 +96,7 @@ func (c *Config) check() error {
 	case c.Console != SerialConsole && c.Console != VirtioConsole:
 		return fmt.Errorf("--console %q: give serial or virtio", c.Console)
 	}
-	if err := cet.Check(c.CET, "", c.CETAudit); err != nil {
+	if err := cet.Check(c.CET, c.CETPreset, c.CETAudit); err != nil {
 		return err
 	}
 	for _, d := range c.Disks {

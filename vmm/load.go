@@ -153,7 +153,29 @@ func (l *loaded) load(cfg *Config) error {
 	if l.plan, err = l.image.Plan(opts); err != nil {
 		return fmt.Errorf("%s: %w", cfg.Image, err)
 	}
+	if cfg.CETPreset != "" {
+		if err := l.presetCET(cfg); err != nil {
+			return fmt.Errorf("--cet-preset %s: %s: %w", cfg.CETPreset, cfg.Image, err)
+		}
+	}
 	return nil
+}
+
+// presetCET changes the plan so that the guest starts with CET on, unless the
+// image cannot bear it.
+func (l *loaded) presetCET(cfg *Config) error {
+	set := l.plan.SetIBT
+	if cfg.CETPreset == cet.PresetShadowStack {
+		set = l.plan.SetShadowStack
+	}
+	if err := set(); err != nil {
+		return err
+	}
+	warnings, err := l.lint().Bears(cfg.CETPreset)
+	for _, w := range warnings {
+		cfg.Log.Warn("--cet-preset "+string(cfg.CETPreset), "image", cfg.Image, "lint", w)
+	}
+	return err
 }
 
 // deviceCount is the number of virtio devices of the configuration.

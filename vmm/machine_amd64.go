@@ -94,11 +94,13 @@ func (m *VM) createVCPUs(sys *kvm.System) error {
 	if err != nil {
 		return err
 	}
-	given, missing := cet.Grant(m.cfg.CET, "", supported)
+	given, missing := cet.Grant(m.cfg.CET, m.cfg.CETPreset, supported)
 	if missing.Any() {
 		return lackingCET(missing)
 	}
-	m.cet = given
+	if m.cet = given; given.Any() {
+		m.explain = m.explainCET
+	}
 	deadline := sys.Check(capTSCDeadline) != 0
 	for id := range m.cfg.CPUs {
 		v, err := m.kvm.CreateVCPU(id)
@@ -130,7 +132,13 @@ func (m *VM) createVCPUs(sys *kvm.System) error {
 			c.audit(a)
 		}
 	}
-	return setX86State(m.cpus[0].VCPU, m.plan.X86)
+	first := m.cpus[0].VCPU
+	if err := setX86State(first, m.plan.X86); err != nil || m.cfg.CETPreset == "" {
+		return err
+	}
+	preset := &cet.State{Features: given, Enabled: true, SCET: m.plan.X86.SCET, SSP: m.plan.X86.SSP}
+	preset.PLSSP[0] = preset.SSP
+	return preset.Restore(first)
 }
 
 // setLVT wires the 8259's output and NMI to the local APIC. Unikraft takes its

@@ -35,6 +35,8 @@ type VM struct {
 	watch   *crashWatch
 	input   func([]byte) bool // console input; false once the console is closed
 
+	explain func(*Outcome) // adds to what is known of a crash, unless nil
+
 	state   runState
 	hmu     sync.Mutex
 	changed sync.Cond // state or held changed
@@ -127,6 +129,9 @@ func (m *VM) Run(ctx context.Context) (Outcome, error) {
 	}
 	if err := m.join(); err != nil {
 		return m.outcome, err
+	}
+	if m.outcome.Status == StatusCrashed && m.explain != nil {
+		m.explain(&m.outcome)
 	}
 	if m.outcome.Status == StatusTimeout && m.log.Enabled(ctx, slog.LevelDebug) {
 		for _, c := range m.cpus {

@@ -53,6 +53,7 @@ func machineFlags(fs *pflag.FlagSet, cfg *vmm.Config) (finish func(args []string
 	fs.StringVar(&console, "console", string(vmm.SerialConsole), "the guest's console: `serial|virtio`")
 	fs.StringVar(&machine, "machine", string(boot.MachineAuto), "platform layout: `auto|pc|microvm`")
 	fs.StringVar(&policy, "cet", string(cet.Auto), "shadow stacks and IBT (Intel CET): `off|auto|require`; auto gives the guest what the host has")
+	fs.StringVar((*string)(&cfg.CETPreset), "cet-preset", "", "start the guest with supervisor `ibt|shstk` on, for images that do not do it themselves (64-bit entry)")
 	fs.StringVar((*string)(&cfg.CETAudit), "cet-audit", "", "single-step the guest, on any KVM, and end it at the first return or indirect branch that CET would not let pass: `all|shstk|ibt`")
 	fs.Lookup("cet-audit").NoOptDefVal = string(cet.AuditAll)
 	fs.StringVar(&cfg.Name, "name", "", "`NAME` of the VM (default: image name and process id)")
