@@ -161,8 +161,8 @@ func (e *ELF) pointers(s *section, starts map[uint64]bool, target func(uint64, s
 // bytes alone prove nothing; they count where disassembling from the last
 // symbol before them arrives.
 func (rep *Report) sweep(e *ELF, base uint64, b []byte) {
-	for i, tries := 0, maxTries; i+3 <= len(b) && tries > 0; i++ {
-		cr3 := b[i] == 0x0f && b[i+1] == 0x22 && b[i+2]&0xf8 == 0xd8
+	for i, tries := 0, maxTries; i+2 <= len(b) && tries > 0; i++ {
+		cr3 := i+3 <= len(b) && b[i] == 0x0f && b[i+1] == 0x22 && b[i+2]&0xf8 == 0xd8
 		far := b[i] == 0x48 && b[i+1] == 0xcb
 		if (!cr3 || rep.loadsCR3 != "") && (!far || rep.farReturn != "") {
 			continue
