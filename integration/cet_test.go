@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -77,40 +78,67 @@ func TestCET(t *testing.T) {
 
 // testAttacks attacks the victim in every way, on a host with CET.
 func testAttacks(t *testing.T, b *bench) {
+	const (
+		ret  = `control-protection fault \(vector 21\): shadow stack: the return at 0x[0-9a-f]+ \(parse\+0x[0-9a-f]+\) found 0x[0-9a-f]+ \(gadget\) on the stack, expected 0x[0-9a-f]+ \(guest\+0x[0-9a-f]+\)`
+		jump = `control-protection fault \(vector 21\): IBT: an indirect branch went to 0x[0-9a-f]+ \(gadget\), which has no ENDBR64; it was called from 0x[0-9a-f]+ \(receive\+0x[0-9a-f]+\)`
+	)
 	for _, c := range []struct {
-		name   string
-		params string
-		flags  []string
-		code   int
-		prints []string
-		says   string
+		flag, params string
+		prints       []string
+		code         int
+		says         string
 	}{
-		{name: "ret off", flags: []string{"--cet", "off"}, params: "cet=self attack=ret", prints: []string{"cet: off", "gadget ran"}},
-		{name: "jump off", flags: []string{"--cet", "off"}, params: "cet=self attack=jump", prints: []string{"cet: off", "gadget ran"}},
-		{name: "ret self", params: "cet=self-shstk attack=ret", prints: []string{"cet: shadow stack\n", "attack"}, code: 139},
-		{name: "jump self", params: "cet=self-ibt attack=jump", prints: []string{"cet: ibt\n", "attack"}, code: 139},
-		{name: "ret handled", params: "idt cet=self attack=ret", prints: []string{"cet: shadow stack ibt\n", "exception 21 error 0x1"}, code: 139},
-		{name: "jump handled", params: "idt cet=self attack=jump", prints: []string{"cet: shadow stack ibt\n", "exception 21 error 0x3"}, code: 139},
+		{"--cet=off", "cet=self attack=ret", []string{"cet: off", "gadget ran"}, 0, ""},
+		{"--cet=off", "cet=self attack=jump", []string{"cet: off", "gadget ran"}, 0, ""},
+		{"--cet=require", "attack=ret", []string{"cet: off", "gadget ran"}, 0, ""}, // nobody enables it
+		{"--cet=require", "cet=self attack=none", []string{"cet: shadow stack ibt", "unharmed"}, 0, ""},
+		{"--cet=require", "cet=self-shstk attack=ret", []string{"cet: shadow stack\n", "attack"}, 139, ret},
+		{"--cet=require", "cet=self-ibt attack=jump", []string{"cet: ibt\n", "attack"}, 139, jump},
+		{"--cet=require", "cet=self attack=ret idt", []string{"cet: shadow stack ibt", "attack", "exception 21 error 0x1"}, 139, ret},
+		{"--cet=require", "cet=self attack=jump idt", []string{"cet: shadow stack ibt", "attack", "exception 21 error 0x3"}, 139, jump},
+		{"--cet-preset=shstk", "attack=none", []string{"cet: shadow stack\n", "unharmed"}, 0, ""},
+		{"--cet-preset=shstk", "attack=ret", []string{"cet: shadow stack\n", "attack"}, 139, ret},
+		{"--cet-preset=shstk", "attack=ret idt", []string{"cet: shadow stack\n", "exception 21 error 0x1"}, 139, ret},
+		{"--cet-preset=ibt", "attack=jump", []string{"cet: ibt\n", "attack"}, 139, jump},
+		{"--cet-preset=ibt", "attack=jump idt", []string{"cet: ibt\n", "exception 21 error 0x3"}, 139, jump},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			kind := "linux"
-			flags := c.flags
-			if flags == nil {
-				flags = []string{"--cet", "require"}
-			}
-			vm := b.run(t, append(append([]string{}, flags...), "-a", c.params, b.guest(t, "victim."+kind))...)
-			b.expect(t, vm, c.prints...)
-			b.ends(t, vm, c.code, c.says)
-			t.Logf("%s", vm.Stderr())
-		})
+		for _, kind := range kindsFor(c.flag) {
+			t.Run(strings.Join([]string{c.flag, c.params, kind}, " "), func(t *testing.T) {
+				vm := b.run(t, c.flag, "-a", c.params, b.guest(t, "victim."+kind))
+				b.expect(t, vm, c.prints...)
+				b.ends(t, vm, c.code, "")
+				if !regexp.MustCompile(c.says).MatchString(vm.Stderr().String()) {
+					t.Errorf("standard error does not say %s", c.says)
+				}
+				if c.code == 139 && strings.Contains(vm.Console().String(), "gadget ran") {
+					t.Error("the gadget ran")
+				}
+			})
+		}
 	}
-	for _, kind := range kinds {
-		t.Run("clean/"+kind, func(t *testing.T) {
-			vm := b.run(t, "--cet", "require", "-a", "cet=self", b.guest(t, "clean."+kind))
-			b.expect(t, vm, "cet: shadow stack ibt\n", "clean: ok", "cet: shadow stack ibt\n")
-			b.ends(t, vm, 0, "")
-		})
+	for _, c := range []struct{ flag, params, on string }{
+		{"--cet=require", "cet=self", "cet: shadow stack ibt\n"},
+		{"--cet-preset=shstk", "", "cet: shadow stack\n"},
+		{"--cet-preset=ibt", "", "cet: ibt\n"},
+	} {
+		for _, kind := range kindsFor(c.flag) {
+			t.Run(strings.Join([]string{"clean", c.flag, kind}, " "), func(t *testing.T) {
+				vm := b.run(t, c.flag, "-a", c.params, b.guest(t, "clean."+kind))
+				b.expect(t, vm, c.on, "clean: ok", c.on)
+				b.ends(t, vm, 0, "")
+			})
+		}
 	}
+	vm := b.run(t, "--cet-preset=ibt", b.guest(t, "clean.multiboot"))
+	b.ends(t, vm, 125, "64-bit entry")
+}
+
+// kindsFor are the guests a flag is for: presets want the 64-bit entry.
+func kindsFor(flag string) []string {
+	if strings.HasPrefix(flag, "--cet-preset") {
+		return []string{"linux"}
+	}
+	return kinds
 }
 
 // TestAudit finds both attacks in software, on this machine's KVM.
