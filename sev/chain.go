@@ -72,10 +72,6 @@ type Range struct {
 // context (AMD 56860, 8.17.2). The zero value is the digest after LAUNCH_START.
 type Chain struct{ digest Digest }
 
-// ResumeChain returns a chain that has come as far as d, for a digest whose
-// first pages somebody else has measured.
-func ResumeChain(d Digest) *Chain { return &Chain{d} }
-
 // Digest returns the launch digest so far.
 func (c *Chain) Digest() Digest { return c.digest }
 

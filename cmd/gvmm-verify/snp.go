@@ -42,7 +42,7 @@ func verifySNP(args []string, stdout io.Writer) (int, error) {
 	fs.SortFlags = false
 	fs.SetOutput(io.Discard)
 	fs.Usage = func() { fmt.Fprint(stdout, snpUsage, fs.FlagUsagesWrapped(100)) }
-	fs.StringVar(&report, "report", "", "attestation report `FILE`: 1184 bytes, or these in hex; a certificate table may follow")
+	fs.StringVar(&report, "report", "", "attestation report `FILE`: 1184 bytes, or these in hex")
 	fs.StringVar(&vcek, "vcek", "", "certificate `FILE` of the key that signed it (VCEK or VLEK), DER or PEM")
 	fs.StringVar(&certs, "certs", "", "`DIRECTORY` with certificates and revocation lists: .der .crt .cer .pem .crl")
 	fs.StringArrayVar(&lists, "crl", nil, "revocation list `FILE` (repeatable)")

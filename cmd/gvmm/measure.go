@@ -236,17 +236,18 @@ func openFirmware(path string) (*sev.Firmware, error) {
 	return fw, nil
 }
 
-// readBounded reads a file of at most limit bytes.
+// readBounded reads a regular file of at most limit bytes.
 func readBounded(path string, limit int64) ([]byte, error) {
-	file, err := os.Open(path)
+	file, blob, err := openBlob(path)
 	if err != nil {
 		return nil, err
 	}
 	defer file.Close()
-	data, err := io.ReadAll(io.LimitReader(file, limit+1))
-	if err == nil && int64(len(data)) > limit {
-		err = fmt.Errorf("%s: more than %d bytes", path, limit)
+	if blob.Size() > limit {
+		return nil, fmt.Errorf("%s: more than %d bytes", path, limit)
 	}
+	data := make([]byte, blob.Size())
+	_, err = io.ReadFull(file, data)
 	return data, err
 }
 

@@ -111,20 +111,28 @@ func ParsePolicy(data []byte) (*Policy, error) {
 	return p, p.Check()
 }
 
+// byteField is a field of a report and what a policy asks of it.
+type byteField struct {
+	name string
+	want OneOf
+	got  []byte
+}
+
+func (p *Policy) byteFields(r *Report) []byteField {
+	return []byteField{
+		{"measurement", p.Measurement, r.raw[0x90:0xc0]}, {"host_data", p.HostData, r.raw[0xc0:0xe0]},
+		{"family_id", p.FamilyID, r.raw[0x10:0x20]}, {"image_id", p.ImageID, r.raw[0x20:0x30]}, {"chip_id", p.ChipID, r.raw[0x1a0:0x1e0]},
+		{"id_key_digest", p.IDKey, r.raw[0xe0:0x110]}, {"author_key_digest", p.AuthorKey, r.raw[0x110:0x140]},
+	}
+}
+
 // Check refuses a policy that asks for what no report can have.
 func (p *Policy) Check() error {
 	var errs []error
-	for _, f := range []struct {
-		name   string
-		values OneOf
-		size   int
-	}{
-		{"measurement", p.Measurement, 48}, {"host_data", p.HostData, 32}, {"family_id", p.FamilyID, 16}, {"image_id", p.ImageID, 16},
-		{"chip_id", p.ChipID, 64}, {"id_key_digest", p.IDKey, 48}, {"author_key_digest", p.AuthorKey, 48},
-	} {
-		for _, v := range f.values {
-			if len(v) != f.size {
-				errs = append(errs, fmt.Errorf("%s: %d bytes, it has %d", f.name, len(v), f.size))
+	for _, f := range p.byteFields(&Report{raw: make([]byte, ReportSize)}) {
+		for _, v := range f.want {
+			if len(v) != len(f.got) {
+				errs = append(errs, fmt.Errorf("%s: %d bytes, it has %d", f.name, len(v), len(f.got)))
 			}
 		}
 	}
@@ -155,24 +163,15 @@ func (p *Policy) Check() error {
 
 // policy checks every clause of p.
 func (v *Verdict) policy(p *Policy, r *Report, e extensions, line string) {
-	for _, f := range []struct {
-		name string
-		want OneOf
-		got  []byte
-	}{
-		{"measurement", p.Measurement, r.Measurement}, {"host_data", p.HostData, r.HostData},
-		{"family_id", p.FamilyID, r.FamilyID}, {"image_id", p.ImageID, r.ImageID}, {"chip_id", p.ChipID, r.ChipID},
-		{"id_key_digest", p.IDKey, r.IDKeyDigest},
-	} {
+	for _, f := range p.byteFields(r) {
+		if f.name == "author_key_digest" && f.want != nil && !r.AuthorKey {
+			v.add(f.name, "", errors.New("the guest was launched without an author key"))
+			continue
+		}
 		v.oneOf(f.name, f.want, f.got)
 	}
-	if p.AuthorKey != nil && !r.AuthorKey {
-		v.add("author_key_digest", "", errors.New("the guest was launched without an author key"))
-	} else {
-		v.oneOf("author_key_digest", p.AuthorKey, r.AuthorKeyDigest)
-	}
 	if p.ReportData != nil {
-		v.oneOf("report_data", OneOf{append(bytes.Clone(p.ReportData), make([]byte, 64-len(p.ReportData))...)}, r.ReportData)
+		v.oneOf("report_data", OneOf{append(bytes.Clone(p.ReportData), make([]byte, 64-len(p.ReportData))...)}, r.raw[0x50:0x90])
 	}
 	names(v, "vmpl", p.VMPL, r.VMPL)
 	names(v, "product", p.Product, line)

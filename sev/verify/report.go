@@ -45,9 +45,7 @@ func (s Signer) String() string {
 type Report struct {
 	Version, GuestSVN, VMPL                      uint32
 	Policy, PlatformInfo                         uint64
-	FamilyID, ImageID                            []byte
-	ReportData, Measurement, HostData            []byte
-	IDKeyDigest, AuthorKeyDigest, ChipID         []byte
+	ChipID                                       []byte
 	ReportedTCB, CommittedTCB, LaunchTCB         uint64
 	LaunchMitigations, CurrentMitigations        uint64
 	CommittedBuild, CommittedMinor, CommittedMaj uint8
@@ -58,19 +56,16 @@ type Report struct {
 	raw []byte
 }
 
-// ParseReport reads a report of version 2 to 5. Behind its 1184 bytes may stand
-// the certificate table of an extended report, whose certificates go to certs.
-func ParseReport(data []byte, certs *Certs) (*Report, error) {
-	if len(data) < ReportSize {
-		return nil, fmt.Errorf("%d bytes, a report has %d", len(data), ReportSize)
+// ParseReport reads a report of version 2 to 5.
+func ParseReport(b []byte) (*Report, error) {
+	if len(b) != ReportSize {
+		return nil, fmt.Errorf("%d bytes, a report has %d", len(b), ReportSize)
 	}
-	le, b := binary.LittleEndian, data[:ReportSize]
+	le := binary.LittleEndian
 	info := le.Uint32(b[0x48:])
 	r := &Report{
-		Version: le.Uint32(b), GuestSVN: le.Uint32(b[4:]), Policy: le.Uint64(b[8:]), FamilyID: b[0x10:0x20], ImageID: b[0x20:0x30],
-		VMPL: le.Uint32(b[0x30:]), PlatformInfo: le.Uint64(b[0x40:]), Signer: Signer(info >> 2 & 7), AuthorKey: info&1 == 1,
-		ReportData: b[0x50:0x90], Measurement: b[0x90:0xc0], HostData: b[0xc0:0xe0], IDKeyDigest: b[0xe0:0x110],
-		AuthorKeyDigest: b[0x110:0x140], ReportedTCB: le.Uint64(b[0x180:]), ChipID: b[0x1a0:0x1e0],
+		Version: le.Uint32(b), GuestSVN: le.Uint32(b[4:]), Policy: le.Uint64(b[8:]), VMPL: le.Uint32(b[0x30:]),
+		PlatformInfo: le.Uint64(b[0x40:]), Signer: Signer(info >> 2 & 7), AuthorKey: info&1 == 1, ReportedTCB: le.Uint64(b[0x180:]), ChipID: b[0x1a0:0x1e0],
 		CommittedTCB: le.Uint64(b[0x1e0:]), CommittedBuild: b[0x1ec], CommittedMinor: b[0x1ed], CommittedMaj: b[0x1ee],
 		LaunchTCB: le.Uint64(b[0x1f0:]), LaunchMitigations: le.Uint64(b[0x1f8:]), CurrentMitigations: le.Uint64(b[0x200:]), raw: b,
 	}
@@ -94,11 +89,6 @@ func ParseReport(data []byte, certs *Certs) (*Report, error) {
 			return nil, fmt.Errorf("reserved bytes %#x to %#x are not zero", at[0], at[1])
 		}
 	}
-	if table := data[ReportSize:]; len(table) > 0 {
-		if err := addTable(table, certs); err != nil {
-			return nil, fmt.Errorf("certificate table at offset %d: %w", ReportSize, err)
-		}
-	}
 	return r, nil
 }
 
@@ -116,32 +106,6 @@ func (r *Report) checkSignature(key *ecdsa.PublicKey) error {
 		return errors.New("the report was changed, or signed by another key")
 	}
 	return nil
-}
-
-// addTable reads the certificate table of an extended report (GHCB 2.03, 4.1.8.1):
-// entries of GUID, offset, length up to one of zeros, then what they point to.
-func addTable(table []byte, certs *Certs) error {
-	const entry = 24
-	for at := 0; ; at += entry {
-		if at+entry > len(table) {
-			return errors.New("it does not end")
-		}
-		e := table[at : at+entry]
-		if zero(e) {
-			return nil
-		}
-		off, n := uint64(binary.LittleEndian.Uint32(e[16:])), uint64(binary.LittleEndian.Uint32(e[20:]))
-		if off+n > uint64(len(table)) {
-			return fmt.Errorf("entry %d: %d bytes at %d are outside it", at/entry, n, off)
-		}
-		data := table[off : off+n]
-		if !bytes.HasPrefix(data, []byte{0x30, 0x82}) && !bytes.HasPrefix(data, []byte("-----BEGIN")) {
-			continue // a cloud's own blob
-		}
-		if err := certs.Add(File{fmt.Sprintf("entry %d", at/entry), data}); err != nil {
-			return err
-		}
-	}
 }
 
 // line returns the product line of the chip by its family and model, which

@@ -48,7 +48,7 @@ type Input struct {
 // rest on, those are not reached.
 func (in *Input) Check() Verdict {
 	var v Verdict
-	r, err := ParseReport(in.Report, &in.Certs)
+	r, err := ParseReport(in.Report)
 	if err != nil {
 		v.add("report", "", err)
 		return v

@@ -2,9 +2,7 @@ package verify
 
 import (
 	"bytes"
-	"encoding/binary"
 	"encoding/hex"
-	"encoding/pem"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -109,7 +107,7 @@ func TestRefused(t *testing.T) {
 		"report: guest policy":                    p.input(t, p.report(t, 3, VCEK, set(8, 0, 0, 1))),
 		"report: signature algorithm":             p.input(t, p.report(t, 3, VCEK, set(0x34, 2))),
 		"report: reserved bytes 0x4c":             p.input(t, p.report(t, 3, VCEK, set(0x4c, 1))),
-		"report: certificate table":               p.input(t, append(bytes.Clone(good), 1)),
+		"report: 1185 bytes":                      p.input(t, append(bytes.Clone(good), 1)),
 		"chain: the report is not signed":         p.input(t, p.report(t, 3, Unsigned, nil)),
 		"chain: vcek: x509: certificate signed":   p.input(t, good).with(flipLast(bytes.Clone(p.vcek.Raw)), t),
 		"certificate: report of a Genoa":          p.input(t, p.report(t, 3, VCEK, set(0x189, 0x11))),
@@ -143,24 +141,6 @@ func (in *Input) with(vcek []byte, t testing.TB) *Input {
 		t.Fatal(err)
 	}
 	return in
-}
-
-// An extended report brings its certificates.
-func TestCertificateTable(t *testing.T) {
-	p := newPKI(t, "Genoa")
-	report := p.report(t, 3, VCEK, nil)
-	blobs := [][]byte{p.vcek.Raw, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.ask.Raw}), []byte("a cloud's own")}
-	table := make([]byte, 24*(len(blobs)+1))
-	for i, b := range blobs {
-		table[24*i] = 1
-		binary.LittleEndian.PutUint32(table[24*i+16:], uint32(len(table)))
-		binary.LittleEndian.PutUint32(table[24*i+20:], uint32(len(b)))
-		table = append(table, b...)
-	}
-	in := &Input{Report: append(report, table...), Now: p.now, Roots: must[Roots](t)(ParseRoots(File{"ark", p.ark.Raw}))}
-	if v := in.Check(); !v.Held() {
-		t.Error(failed(v))
-	}
 }
 
 func TestRevocation(t *testing.T) {
@@ -350,7 +330,7 @@ func FuzzPolicy(f *testing.F) {
 			return
 		}
 		var v Verdict
-		r := &Report{ReportData: make([]byte, 64)}
+		r := &Report{raw: make([]byte, ReportSize)}
 		v.policy(p, r, extensions{}, "Milan")
 	})
 }

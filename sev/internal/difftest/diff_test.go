@@ -150,8 +150,8 @@ func TestVMSA(t *testing.T) {
 			if !f.IsValid() {
 				continue
 			}
-			if s, ok := from.Field(i).Interface().(*pb.VmcbSeg); ok {
-				s = &pb.VmcbSeg{Selector: r.Uint32N(1 << 16), Attrib: r.Uint32N(1 << 12), Limit: r.Uint32(), Base: r.Uint64()}
+			if _, ok := from.Field(i).Interface().(*pb.VmcbSeg); ok {
+				s := &pb.VmcbSeg{Selector: r.Uint32N(1 << 16), Attrib: r.Uint32N(1 << 12), Limit: r.Uint32(), Base: r.Uint64()}
 				from.Field(i).Set(reflect.ValueOf(s))
 				f.Set(reflect.ValueOf(sev.Segment{Selector: uint16(s.Selector), Attrib: uint16(s.Attrib), Limit: s.Limit, Base: s.Base}))
 			} else {
