@@ -239,7 +239,7 @@ func StartCET(ctx context.Context, files ...string) (_ *X86, err error) {
 		if err != nil {
 			return nil, err
 		}
-		l.close = append(l.close, ptmx, pts) // an open pts keeps the line up
+		l.close = append(l.close, pts, ptmx) // an open pts keeps the line up
 		if _, err := term.MakeRaw(int(pts.Fd())); err != nil {
 			return nil, err
 		}
@@ -258,8 +258,17 @@ func StartCET(ctx context.Context, files ...string) (_ *X86, err error) {
 	if err != nil {
 		return nil, err
 	}
+	go func() { // the lines end with Bochs
+		<-l.emulator.done
+		for _, c := range l.close {
+			_ = c.Close()
+		}
+	}()
 	l.console = &Console{}
-	go func() { _, _ = io.Copy(l.console, lines[0]) }() // ends with the line
+	go func() {
+		_, _ = io.Copy(l.console, lines[0])
+		_ = l.console.Close()
+	}()
 	l.conn = wire.NewConn(lines[1])
 	return l, l.await(ctx, 10*time.Minute)
 }
