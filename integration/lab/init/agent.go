@@ -23,6 +23,9 @@ import (
 func agent(path string) error {
 	err := linkUp("lo")
 	if err == nil && path == "" {
+		if err := holdVM(); err != nil {
+			fmt.Println("lab: no KVM:", err) // who needs it will say so
+		}
 		path, err = findPort()
 	}
 	if err != nil {

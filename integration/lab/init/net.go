@@ -22,24 +22,24 @@ func shutdown(s *http.Server) error {
 }
 
 // ifreq runs one interface request of netdevice(7).
-func ifreq(name string, request uint, set func(*unix.Ifreq) error) (*unix.Ifreq, error) {
+func ifreq(name string, request uint, set func(*unix.Ifreq) error) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { _ = unix.Close(fd) }()
 	r, err := unix.NewIfreq(name)
-	if err == nil && set != nil {
+	if err == nil {
 		err = set(r)
 	}
 	if err == nil {
 		err = unix.IoctlIfreq(fd, request, r)
 	}
-	return r, err
+	return err
 }
 
 func linkUp(name string) error {
-	_, err := ifreq(name, unix.SIOCSIFFLAGS, func(r *unix.Ifreq) error {
+	err := ifreq(name, unix.SIOCSIFFLAGS, func(r *unix.Ifreq) error {
 		r.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
 		return nil
 	})
@@ -91,11 +91,11 @@ func dhcp(name string) (string, error) {
 	if yours, o, err = ask(c, i.HardwareAddr, ack, want); err != nil {
 		return "", fmt.Errorf("DHCP request: %w", err)
 	}
-	if _, err := ifreq(name, unix.SIOCSIFADDR, func(r *unix.Ifreq) error { return r.SetInet4Addr(yours) }); err != nil {
+	if err := ifreq(name, unix.SIOCSIFADDR, func(r *unix.Ifreq) error { return r.SetInet4Addr(yours) }); err != nil {
 		return "", err
 	}
 	if m := o[optMask]; len(m) == 4 {
-		if _, err := ifreq(name, unix.SIOCSIFNETMASK, func(r *unix.Ifreq) error { return r.SetInet4Addr(m) }); err != nil {
+		if err := ifreq(name, unix.SIOCSIFNETMASK, func(r *unix.Ifreq) error { return r.SetInet4Addr(m) }); err != nil {
 			return "", err
 		}
 	}
@@ -105,7 +105,7 @@ func dhcp(name string) (string, error) {
 			return "", err
 		}
 	}
-	return fmt.Sprintf("%v mask %v router %v dns %v", net.IP(yours), net.IP(o[optMask]), net.IP(o[optRouter]), net.IP(o[optDNS])), nil
+	return fmt.Sprintf("%v mask %v router %v dns %v", yours, net.IP(o[optMask]), net.IP(o[optRouter]), net.IP(o[optDNS])), nil
 }
 
 // ask broadcasts one message, up to five times, and returns the address and
