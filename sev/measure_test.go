@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"os"
 	"reflect"
 	"strings"
@@ -396,5 +397,46 @@ func BenchmarkSHA384(b *testing.B) {
 	b.SetBytes(int64(len(data)))
 	for b.Loop() {
 		sha512.Sum384(data)
+	}
+}
+
+// numbered is a blob whose pages start with their number.
+type numbered struct {
+	size    int64
+	failsAt int64
+}
+
+func (n numbered) Size() int64 { return n.size }
+
+func (n numbered) ReadAt(p []byte, off int64) (int, error) {
+	clear(p)
+	for i := 0; i < len(p); i += PageSize {
+		if off+int64(i) == n.failsAt {
+			return i, errors.New("bad sector")
+		}
+		binary.LittleEndian.PutUint64(p[i:], uint64(off)+uint64(i))
+	}
+	return len(p), nil
+}
+
+// A range longer than a batch measures as its pages one by one; a page that
+// cannot be read is named.
+func TestChainBatches(t *testing.T) {
+	const pages = batchPages + chunkPages + 3
+	r := Range{PageNormal, 0, pages * PageSize, "big", numbered{pages * PageSize, -1}}
+	var one, all Chain
+	page := make([]byte, PageSize)
+	for i := range uint64(pages) {
+		binary.LittleEndian.PutUint64(page, i*PageSize)
+		if err := one.Update(PageNormal, i*PageSize, page); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := all.Add(r); err != nil || one.Digest() != all.Digest() {
+		t.Errorf("pages: %s, range: %s, %v", one.Digest(), all.Digest(), err)
+	}
+	r.Data = numbered{pages * PageSize, (batchPages + 1) * PageSize}
+	if err := all.Add(r); err == nil || !strings.Contains(err.Error(), `range "big": reading at offset 0x4000000: bad sector`) {
+		t.Errorf("error %v", err)
 	}
 }

@@ -44,7 +44,7 @@ func verifySNP(args []string, stdout io.Writer) (int, error) {
 	fs.Usage = func() { fmt.Fprint(stdout, snpUsage, fs.FlagUsagesWrapped(100)) }
 	fs.StringVar(&report, "report", "", "attestation report `FILE`: 1184 bytes, or these in hex")
 	fs.StringVar(&vcek, "vcek", "", "certificate `FILE` of the key that signed it (VCEK or VLEK), DER or PEM")
-	fs.StringVar(&certs, "certs", "", "`DIRECTORY` with certificates and revocation lists: .der .crt .cer .pem .crl")
+	fs.StringVar(&certs, "certs", "", "`DIRECTORY` with certificates and revocation lists, DER or PEM")
 	fs.StringArrayVar(&lists, "crl", nil, "revocation list `FILE` (repeatable)")
 	fs.StringVar(&cache, "cache", "", "`DIRECTORY` that keeps the newest revocation list of each product; one kept there is checked")
 	fs.Func("measurement", "the launch digest that is expected, `HEX`", func(s string) error { return measurement.UnmarshalText([]byte(s)) })
@@ -142,8 +142,9 @@ func snpFiles(in *verify.Input, report, vcek, certs string, lists, roots []strin
 			return fmt.Errorf("--certs: %w", err)
 		}
 		for _, e := range entries {
-			if slices.Contains([]string{".der", ".crt", ".cer", ".pem", ".crl"}, filepath.Ext(e.Name())) {
-				names = append(names, filepath.Join(certs, e.Name()))
+			path := filepath.Join(certs, e.Name())
+			if e.Type().IsRegular() && (slices.Contains([]string{".der", ".crt", ".cer", ".pem", ".crl"}, filepath.Ext(path)) || looksSigned(path)) {
+				names = append(names, path)
 			}
 		}
 	}
@@ -152,6 +153,12 @@ func snpFiles(in *verify.Input, report, vcek, certs string, lists, roots []strin
 		err = errors.Join(err, in.Certs.Add(f))
 	}
 	return err
+}
+
+// looksSigned says whether a file begins as certificates and lists do.
+func looksSigned(path string) bool {
+	b, err := readFile(path)
+	return err == nil && (bytes.HasPrefix(b, []byte{0x30, 0x82}) || bytes.HasPrefix(b, []byte("-----BEGIN")))
 }
 
 func readFiles(paths []string) ([]verify.File, error) {

@@ -27,8 +27,12 @@ func TestVerifySNP(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	write("vcek.der", string(vcek))
+	write("vcek", string(vcek))
 	write("README", "not a certificate")
+	broken := t.TempDir()
+	if err := os.WriteFile(filepath.Join(broken, "broken.crl"), []byte("?"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	report := []string{"snp", snpAt, "--report", snpData + "report_milan.hex"}
 	report = slices.Clip(report)
 	withKey := slices.Clip(append(report, "--vcek", snpData+"vcek_milan.der"))
@@ -39,6 +43,7 @@ func TestVerifySNP(t *testing.T) {
 	}{
 		{withKey, 0, "held    signature"},
 		{append(report, "--certs", dir), 0, "verdict: held"},
+		{append(report, "--certs", broken), 125, "broken.crl: neither a certificate"},
 		{append(withKey, "--json"), 0, `"held": true`},
 		{append(withKey, "--measurement", strings.Repeat("00", 48)), 1, "FAILED  measurement"},
 		{append(withKey, "--report-data", "00"), 1, "FAILED  report_data"},
