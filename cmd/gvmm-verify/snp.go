@@ -143,7 +143,11 @@ func snpFiles(in *verify.Input, report, vcek, certs string, lists, roots []strin
 		}
 		for _, e := range entries {
 			path := filepath.Join(certs, e.Name())
-			if e.Type().IsRegular() && (slices.Contains([]string{".der", ".crt", ".cer", ".pem", ".crl"}, filepath.Ext(path)) || looksSigned(path)) {
+			info, err := os.Stat(path)
+			if err != nil {
+				return fmt.Errorf("--certs: %w", err)
+			}
+			if info.Mode().IsRegular() && (slices.Contains([]string{".der", ".crt", ".cer", ".pem", ".crl"}, filepath.Ext(path)) || looksSigned(path)) {
 				names = append(names, path)
 			}
 		}
