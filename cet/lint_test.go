@@ -19,7 +19,7 @@ type image struct {
 const textAddr, dataAddr = 0x401000, 0x402000
 
 func (img image) build() []byte {
-	var names, strs, symtab, rela, note bytes.Buffer
+	var names, strs, symtab, reloc, note bytes.Buffer
 	names.WriteByte(0)
 	strs.WriteByte(0)
 	put := func(b *bytes.Buffer, v ...any) {
@@ -52,7 +52,7 @@ func (img image) build() []byte {
 		strs.WriteString(s.Name + "\x00")
 	}
 	for i, target := range img.relative {
-		put(&rela, uint64(dataAddr+8*i), uint64(8), target)
+		put(&reloc, uint64(dataAddr+8*i), uint64(8), target)
 	}
 	if img.property != nil {
 		put(&note, uint32(4), uint32(len(img.property)), uint32(5))
@@ -72,7 +72,7 @@ func (img image) build() []byte {
 		{".data", 1, shfAlloc | shfWrite, dataAddr, img.data, 0},
 		{".symtab", shtSymtab, 0, 0, symtab.Bytes(), 4},
 		{".strtab", 3, 0, 0, strs.Bytes(), 0},
-		{".rela.dyn", shtRela, shfAlloc, 0x403000, rela.Bytes(), 0},
+		{".rela.dyn", shtRela, shfAlloc, 0x403000, reloc.Bytes(), 0},
 		{".note.gnu.property", shtNote, shfAlloc, 0x404000, note.Bytes(), 0},
 		{".ibt_endbr_seal", 1, shfAlloc, 0x405000, make([]byte, 4*img.seal), 0},
 	}
@@ -101,9 +101,8 @@ var (
 	both     = []byte{2, 0, 0, 0xc0, 4, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0}
 )
 
-func open(global bool) Symbol {
-	return Symbol{Name: "open", Addr: textAddr, Size: 16, Func: true, Global: global}
-}
+var open = Symbol{Name: "open", Addr: textAddr, Size: 16, Func: true, Global: true}
+
 func bare(global bool) Symbol {
 	return Symbol{Name: "bare", Addr: textAddr + 16, Size: 16, Func: true, Global: global, File: "bare.c"}
 }
@@ -117,11 +116,11 @@ func TestLint(t *testing.T) {
 		says       string // in the report
 		refuses    bool   // the IBT preset
 	}{
-		{"clean", image{text: twoFuncs, symbols: []Symbol{open(true), bare(false)}, property: both, seal: 3}, Yes, Yes, "sealed: 3; 0 of 1", false},
-		{"global", image{text: twoFuncs, symbols: []Symbol{open(true), bare(true)}}, No, Unknown, "0x401010 (bare), a global function", false},
-		{"pointer", image{text: twoFuncs, data: pointer, symbols: []Symbol{open(true), bare(false)}, property: both}, No, Yes, "0x401010 (bare) of bare.c, whose address is at 0x402000", true},
+		{"clean", image{text: twoFuncs, symbols: []Symbol{open, bare(false)}, property: both, seal: 3}, Yes, Yes, "sealed: 3; 0 of 1", false},
+		{"global", image{text: twoFuncs, symbols: []Symbol{open, bare(true)}}, No, Unknown, "0x401010 (bare), a global function", false},
+		{"pointer", image{text: twoFuncs, data: pointer, symbols: []Symbol{open, bare(false)}, property: both}, No, Yes, "0x401010 (bare) of bare.c, whose address is at 0x402000", true},
 		{"relocation", image{text: twoFuncs, relative: []uint64{textAddr, textAddr + 16}}, No, Unknown, "0x401010, relocated at 0x402008", true},
-		{"jump table", image{text: twoFuncs, relative: []uint64{textAddr, textAddr + 8}, symbols: []Symbol{open(true)}}, Yes, Unknown, "all 1 targets", false},
+		{"jump table", image{text: twoFuncs, relative: []uint64{textAddr, textAddr + 8}, symbols: []Symbol{open}}, Yes, Unknown, "all 1 targets", false},
 		{"stripped", image{text: twoFuncs}, Unknown, Unknown, "link it without stripping", false},
 		{"none", image{text: twoFuncs[16:]}, No, Unknown, "-fcf-protection=none", true},
 		{"retpoline", image{text: twoFuncs, property: both, symbols: []Symbol{{Name: "__x86_indirect_thunk_rax", Addr: textAddr}}}, Yes, No, "retpolines", false},
@@ -159,7 +158,7 @@ func TestSweep(t *testing.T) {
 }
 
 func FuzzLint(f *testing.F) {
-	f.Add(image{text: twoFuncs, symbols: []Symbol{open(true), bare(true)}, property: both, relative: []uint64{textAddr}, data: make([]byte, 32), seal: 1}.build())
+	f.Add(image{text: twoFuncs, symbols: []Symbol{open, bare(true)}, property: both, relative: []uint64{textAddr}, data: make([]byte, 32), seal: 1}.build())
 	f.Add([]byte("\x7fELF\x01\x01"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		rep := Lint(bytes.NewReader(b), int64(len(b)))
