@@ -1,3 +1,0 @@
-package integration
-
-import _ "github.com/u-root/u-root/pkg/cpio"
