@@ -132,6 +132,22 @@ func TestFollowBranches(t *testing.T) {
 	g.quiet(g.at(0x1000, 0x7000, ret))
 }
 
+// Whatever a guest runs and wherever its registers point, the audit goes on.
+func FuzzFollow(f *testing.F) {
+	f.Add([]byte(callRAX+ret+jmpRAX+movRSP+iretq), uint64(0x7000), uint64(0x1000))
+	f.Fuzz(func(t *testing.T, code []byte, rsp, rip uint64) {
+		g := newSteps(t, AuditAll)
+		copy(g.mem[0x1000:], code)
+		for i := range min(len(code), 64) {
+			g.s.CS.L = uint8(i & 1)
+			g.s.CS.DB = uint8(i >> 1 & 1)
+			r := kvm.Regs{RIP: rip + uint64(i), RSP: rsp, RAX: rip, RBX: rsp}
+			g.f.Step(&r, &g.s, g.read)
+			Explain(&State{Enabled: true, SCET: 0x805, SSP: rsp}, &r, &g.s, g.read, nil)
+		}
+	})
+}
+
 // The states are those that the CET lab's KVM left behind.
 func TestExplain(t *testing.T) {
 	on := func(scet uint64, ssp uint64) *State { return &State{Enabled: true, SCET: scet, SSP: ssp} }
@@ -148,6 +164,7 @@ func TestExplain(t *testing.T) {
 		{"return that matches", on(1, 0x5000), 0x2004, 0xa000, ""},
 		{"return, handled", on(1, 0x4fe8), 0x2010, 0x6f00, "shadow stack: the return at 0x2004 found 0x4444 on the stack, expected 0x1002"},
 		{"IBT, handled", on(4, 0), 0x2010, 0x7f00, "IBT: an indirect branch went to 0x3000, which has no ENDBR64; it was called from 0x1000"},
+		{"a page fault, handled", on(4, 0), 0x2010, 0xb000, ""},
 		{"off", &State{SCET: 0x805}, 0x3000, 0xa000, ""},
 	} {
 		g := newSteps(t, AuditAll)
@@ -159,6 +176,7 @@ func TestExplain(t *testing.T) {
 			0x4fe8: {0x5000, 0x2004, 8, 0x1002}, // SSP, LIP, CS as the fault pushed them
 			0xa000: {0x1002, 0x4444},
 			0x6f80: {1, 0x2004, 8, 0x46, 0xa008, 0x10},
+			0xb080: {14, 3, 0x3000, 8, 0x46, 0xa000, 0x10}, // with its vector
 			0x7f80: {3, 0x3000, 8, 0x46, 0xa000, 0x10},
 		} {
 			for i, w := range words {

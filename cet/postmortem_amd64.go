@@ -22,6 +22,9 @@ const (
 	cpENDBR     = 3
 	cpMask      = 0x7fff
 	cpuLongMode = 64
+
+	pageFault         = 14
+	controlProtection = 21
 )
 
 // Explain says in words which control-protection fault a stopped vCPU died of,
@@ -65,7 +68,12 @@ func Explain(s *State, r *kvm.Regs, x *kvm.Sregs, read func(linear uint64, p []b
 		}
 		switch code & cpMask {
 		case cpENDBR:
-			if p.bare(rip) {
+			// A page fault's error code may be 3 too. It leaves CR2; handlers often
+			// push the vector; and a call can be told by its return address.
+			below, _ := m.at(at - 8)
+			ret, _ := m.at(rsp)
+			_, called := p.callBefore(ret)
+			if p.bare(rip) && below != pageFault && (x.CR2 == 0 || called || below == controlProtection) {
 				return p.noENDBR(rip, rsp)
 			}
 		case cpNearRet, cpFarRet:

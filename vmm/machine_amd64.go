@@ -98,7 +98,7 @@ func (m *VM) createVCPUs(sys *kvm.System) error {
 	if missing.Any() {
 		return lackingCET(missing)
 	}
-	if m.cet = given; given.Any() {
+	if m.cet = given; given.Any() && m.cfg.CETAudit == "" {
 		m.explain = m.explainCET
 	}
 	deadline := sys.Check(capTSCDeadline) != 0
