@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"sort"
 )
 
@@ -31,16 +30,15 @@ type section struct {
 	kind, flags     uint64
 	addr, off, size uint64
 	link            uint32
-	entsize         uint64
 }
 
 // Symbol is a name for an address.
 type Symbol struct {
-	Name       string
-	Addr, Size uint64
-	Func       bool   // STT_FUNC
-	Global     bool   // others may take its address
-	File       string // the source file, known for local symbols
+	Name   string
+	Addr   uint64
+	Func   bool   // STT_FUNC
+	Global bool   // others may take its address
+	File   string // the source file, known for local symbols
 }
 
 // Bounds on what a file can have gvmm read.
@@ -54,7 +52,7 @@ const (
 const (
 	shtSymtab, shtRela, shtNote = 2, 4, 7
 	shtNobits                   = 8
-	shfWrite, shfAlloc, shfExec = 1, 2, 4
+	shfAlloc, shfExec           = 2, 4
 	ptLoad, ptGNUProperty       = 1, 0x6474e553
 	sttFunc, sttFile            = 2, 4
 )
@@ -148,10 +146,10 @@ func (e *ELF) readSections(off uint64, n, names int) {
 		s := section{kind: uint64(le.Uint32(table[4:]))}
 		if e.is64 {
 			s.flags, s.addr, s.off, s.size = le.Uint64(table[8:]), le.Uint64(table[16:]), le.Uint64(table[24:]), le.Uint64(table[32:])
-			s.link, s.entsize = le.Uint32(table[40:]), le.Uint64(table[56:])
+			s.link = le.Uint32(table[40:])
 		} else {
 			s.flags, s.addr, s.off, s.size = e.word(table, 8), e.word(table, 12), e.word(table, 16), e.word(table, 20)
-			s.link, s.entsize = le.Uint32(table[24:]), e.word(table, 36)
+			s.link = le.Uint32(table[24:])
 		}
 		e.sections, at = append(e.sections, s), append(at, le.Uint32(table))
 	}
@@ -187,9 +185,9 @@ func (e *ELF) readSymbols(table, names *section) {
 	}
 	file := ""
 	for b := e.read(table.off, table.size); len(b) >= size; b = b[size:] {
-		info, value, length := b[12], uint64(le.Uint32(b[4:])), uint64(le.Uint32(b[8:]))
+		info, value := b[12], uint64(le.Uint32(b[4:]))
 		if e.is64 {
-			info, value, length = b[4], le.Uint64(b[8:]), le.Uint64(b[16:])
+			info, value = b[4], le.Uint64(b[8:])
 		}
 		kind, global := info&15, info>>4 != 0
 		name := cstring(strs, uint64(le.Uint32(b)))
@@ -200,24 +198,16 @@ func (e *ELF) readSymbols(table, names *section) {
 		if name == "" || kind != sttFunc && kind != 0 || e.code(value) == nil {
 			continue
 		}
-		s := Symbol{Name: name, Addr: value, Size: length, Func: kind == sttFunc, Global: global}
+		s := Symbol{Name: name, Addr: value, Func: kind == sttFunc, Global: global}
 		if !global {
 			s.File = file
 		}
 		e.Symbols = append(e.Symbols, s)
 	}
-	slices.SortStableFunc(e.Symbols, func(a, b Symbol) int {
-		switch {
-		case a.Addr != b.Addr && a.Addr < b.Addr:
-			return -1
-		case a.Addr != b.Addr:
-			return 1
-		case a.Func && !b.Func: // of two names for a place the function's counts
-			return 1
-		case b.Func && !a.Func:
-			return -1
-		}
-		return 0
+	// Of two names for a place the function's comes last, and counts.
+	sort.SliceStable(e.Symbols, func(i, j int) bool {
+		a, b := e.Symbols[i], e.Symbols[j]
+		return a.Addr < b.Addr || a.Addr == b.Addr && b.Func && !a.Func
 	})
 }
 

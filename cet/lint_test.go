@@ -48,7 +48,7 @@ func (img image) build() []byte {
 		if s.Global {
 			info |= 1 << 4
 		}
-		put(&symtab, uint32(strs.Len()), info, byte(0), uint16(1), s.Addr, s.Size)
+		put(&symtab, uint32(strs.Len()), info, byte(0), uint16(1), s.Addr, uint64(0))
 		strs.WriteString(s.Name + "\x00")
 	}
 	for i, target := range img.relative {
@@ -69,7 +69,7 @@ func (img image) build() []byte {
 	list := []sec{
 		{},
 		{".text", 1, shfAlloc | shfExec, textAddr, img.text, 0},
-		{".data", 1, shfAlloc | shfWrite, dataAddr, img.data, 0},
+		{".data", 1, shfAlloc | 1, dataAddr, img.data, 0},
 		{".symtab", shtSymtab, 0, 0, symtab.Bytes(), 4},
 		{".strtab", 3, 0, 0, strs.Bytes(), 0},
 		{".rela.dyn", shtRela, shfAlloc, 0x403000, reloc.Bytes(), 0},
@@ -101,10 +101,10 @@ var (
 	both     = []byte{2, 0, 0, 0xc0, 4, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0}
 )
 
-var open = Symbol{Name: "open", Addr: textAddr, Size: 16, Func: true, Global: true}
+var open = Symbol{Name: "open", Addr: textAddr, Func: true, Global: true}
 
 func bare(global bool) Symbol {
-	return Symbol{Name: "bare", Addr: textAddr + 16, Size: 16, Func: true, Global: global, File: "bare.c"}
+	return Symbol{Name: "bare", Addr: textAddr + 16, Func: true, Global: global, File: "bare.c"}
 }
 
 func TestLint(t *testing.T) {
