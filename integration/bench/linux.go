@@ -57,9 +57,9 @@ func linuxBoot(ctx context.Context, t *tools) error {
 				"-kernel", there[1], "-initrd", there[2], "-append", params}})
 		}
 	}
-	for range 3 {
-		for _, c := range cs {
-			if c.err == nil {
+	for round := range 4 {
+		for i := range cs {
+			if c := cs[(round+i)%len(cs)]; c.err == nil {
 				c.err = c.boot(x86)
 			}
 		}

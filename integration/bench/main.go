@@ -1,6 +1,6 @@
 // Bench prints what gvmm promises as figures, with kvmtool and QEMU beside
 // them where they are installed: start-up against a bare Go program, memory of
-// the idle monitor, sizes, and in the x86 lab the boot of Debian's kernel.
+// the idle monitor, binary size, and in the x86 lab the boot of Debian's kernel.
 // Runs of what is compared are interleaved, and each figure is a minimum and a
 // median.
 package main
@@ -63,7 +63,7 @@ func bench(ctx context.Context, runs int, inLab bool, images []string) error {
 	} else if err := idleMemory(t); err != nil {
 		return err
 	}
-	if err := sizes(t); err != nil {
+	if err := binarySize(t); err != nil {
 		return err
 	}
 	if inLab {

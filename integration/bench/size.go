@@ -5,10 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io/fs"
-	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -79,50 +76,12 @@ func monitorRSS(pid, guest int) (int, error) {
 	return total, nil
 }
 
-// sizes prints the size of the binary and of the sources.
-func sizes(t *tools) error {
+// binarySize prints the size of the released binary.
+func binarySize(t *tools) error {
 	info, err := os.Stat(t.gvmm)
 	if err != nil {
 		return err
 	}
 	fmt.Printf("\ngvmm binary: %.2f MB (promised: 8)\n", float64(info.Size())/1e6)
-	root, err := lab.Root()
-	if err != nil {
-		return err
-	}
-	lines := map[string]int{}
-	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		if d.IsDir() && (strings.HasPrefix(d.Name(), ".") && path != root || d.Name() == "testdata") {
-			return filepath.SkipDir
-		}
-		if ext := filepath.Ext(path); ext != ".go" && ext != ".s" {
-			return nil
-		}
-		b, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		rel, err := filepath.Rel(root, path)
-		room := strings.Split(rel, string(filepath.Separator))[0]
-		switch {
-		case room == "integration" || strings.HasSuffix(path, "_test.go"):
-			room = "tests"
-		default:
-			lines["all without tests"] += bytes.Count(b, []byte{'\n'})
-		}
-		lines[room] += bytes.Count(b, []byte{'\n'})
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	fmt.Print("lines of Go:")
-	for _, room := range slices.Sorted(maps.Keys(lines)) {
-		fmt.Printf("  %s %d", room, lines[room])
-	}
-	fmt.Println("  (promised: 20000 without tests)")
 	return nil
 }
