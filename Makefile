@@ -35,6 +35,7 @@ lint:
 
 unit: ## packages by themselves, without labs
 	$(GO) test $$($(GO) list ./... | grep -v /integration)
+	cd sev/internal/difftest && $(GO) test . # other people's code as the judge, in a module of its own
 
 integration: guests ## gvmm end to end: on this machine's KVM and in the x86 lab
 	$(GO) test -timeout 40m ./integration/...

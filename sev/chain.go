@@ -1,6 +1,8 @@
 package sev
 
 import (
+	"encoding/hex"
+
 	"bytes"
 	"crypto/sha512"
 	"encoding/binary"
@@ -52,6 +54,17 @@ func (d Digest) String() string { return fmt.Sprintf("%x", d[:]) }
 
 // MarshalText prints the digest in hexadecimal.
 func (d Digest) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText reads hex.
+func (d *Digest) UnmarshalText(text []byte) error {
+	if len(text) != hex.EncodedLen(len(d)) {
+		return fmt.Errorf("digest of %d characters: want %d", len(text), hex.EncodedLen(len(d)))
+	}
+	if _, err := hex.Decode(d[:], text); err != nil {
+		return fmt.Errorf("digest %q: %w", text, err)
+	}
+	return nil
+}
 
 // Blob is the contents of a range: bytes.Reader is one.
 type Blob interface {

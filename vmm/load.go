@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -235,7 +236,7 @@ func (c *Config) prepare() error {
 		c.Stdout = io.Discard
 	}
 	if c.Log == nil {
-		c.Log = discardLog()
+		c.Log = slog.New(slog.DiscardHandler)
 	}
 	if c.Image == "" {
 		return errors.New("no image given")

@@ -1,6 +1,12 @@
 package vmm
 
-import "fmt"
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/gvmm/gvmm/devices"
+)
 
 // Exit statuses of `gvmm run`. Others are the guest's own code.
 const (
@@ -33,3 +39,36 @@ type LackingError struct{ Err error }
 
 func (e *LackingError) Error() string { return e.Err.Error() }
 func (e *LackingError) Unwrap() error { return e.Err }
+
+// stopOutcome is the outcome of a VM whose context was cancelled.
+func stopOutcome(cause error) Outcome {
+	var s Stopped
+	switch {
+	case errors.As(cause, &s):
+		return Outcome(s)
+	case errors.Is(cause, context.DeadlineExceeded):
+		return Outcome{Status: StatusTimeout, Why: "time-out"}
+	default:
+		return Outcome{Status: StatusInterrupted, Why: "stopped: " + cause.Error()}
+	}
+}
+
+// endOutcome turns the guest's own end into an outcome. panicLine is what the
+// guest said on its console when it crashed: many guests panic by resetting.
+func endOutcome(e devices.End, panicLine string) Outcome {
+	switch {
+	case e.Kind == devices.EndCode:
+		return Outcome{Status: e.Code, Why: fmt.Sprintf("guest ended with its own code %d: %s", e.Code, e.Why)}
+	case e.Kind == devices.EndCrash:
+		if panicLine != "" {
+			e.Why += ": " + panicLine
+		}
+		return Outcome{Status: StatusCrashed, Why: "guest crashed: " + e.Why}
+	case panicLine != "":
+		return Outcome{Status: StatusCrashed, Why: "guest crashed: " + panicLine}
+	case e.Kind == devices.EndReset:
+		return Outcome{Status: StatusOK, Why: "guest reset: " + e.Why}
+	default:
+		return Outcome{Status: StatusOK, Why: "guest powered off: " + e.Why}
+	}
+}

@@ -1,3 +1,5 @@
+//go:build amd64
+
 package vmm
 
 import (
@@ -111,8 +113,6 @@ func (m *VM) build() error {
 	return m.createVCPUs(sys)
 }
 
-func discardLog() *slog.Logger { return slog.New(slog.DiscardHandler) }
-
 // Run starts the guest and waits for its end. Cancelling ctx ends the VM; its
 // cause, if it is a [Stopped], is the outcome. Run is called once.
 func (m *VM) Run(ctx context.Context) (Outcome, error) {
@@ -139,18 +139,6 @@ func (m *VM) Run(ctx context.Context) (Outcome, error) {
 		}
 	}
 	return m.outcome, nil
-}
-
-func stopOutcome(cause error) Outcome {
-	var s Stopped
-	switch {
-	case errors.As(cause, &s):
-		return Outcome(s)
-	case errors.Is(cause, context.DeadlineExceeded):
-		return Outcome{Status: StatusTimeout, Why: "time-out"}
-	default:
-		return Outcome{Status: StatusInterrupted, Why: "stopped: " + cause.Error()}
-	}
 }
 
 // joinTime bounds the wait for vCPU threads at the end. Only a thread that
@@ -195,26 +183,6 @@ func (m *VM) Stop(o Outcome) { m.finish(o) }
 // guestEnd is what devices call when the guest asks for its own end.
 func (m *VM) guestEnd(e devices.End) {
 	m.finish(endOutcome(e, m.watch.crashed()))
-}
-
-// endOutcome turns the guest's own end into an outcome. panicLine is what the
-// guest said on its console when it crashed: many guests panic by resetting.
-func endOutcome(e devices.End, panicLine string) Outcome {
-	switch {
-	case e.Kind == devices.EndCode:
-		return Outcome{Status: e.Code, Why: fmt.Sprintf("guest ended with its own code %d: %s", e.Code, e.Why)}
-	case e.Kind == devices.EndCrash:
-		if panicLine != "" {
-			e.Why += ": " + panicLine
-		}
-		return Outcome{Status: StatusCrashed, Why: "guest crashed: " + e.Why}
-	case panicLine != "":
-		return Outcome{Status: StatusCrashed, Why: "guest crashed: " + panicLine}
-	case e.Kind == devices.EndReset:
-		return Outcome{Status: StatusOK, Why: "guest reset: " + e.Why}
-	default:
-		return Outcome{Status: StatusOK, Why: "guest powered off: " + e.Why}
-	}
 }
 
 func (m *VM) kickAll() {

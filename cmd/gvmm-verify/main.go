@@ -35,6 +35,8 @@ func dispatch(args []string, stdout, stderr io.Writer) int {
 		status, err = verifySNP(rest, stdout)
 	case "cca":
 		status, err = verifyCCA(rest, stdout)
+	case "sign-id-block":
+		err = signIDBlock(rest, stdout)
 	case "help", "-h", "--help":
 		fmt.Fprint(stdout, usage)
 	default:

@@ -214,7 +214,7 @@ func parseHostForward(s string) (usernet.Forward, error) {
 		return bad(err.Error())
 	}
 	f := usernet.Forward{Proto: proto, HostAddr: addr, HostPort: port}
-	guestAddr, guestPort, ok := cutLast(guest, ":")
+	guestAddr, guestPort, ok := cutLast(guest)
 	if !ok {
 		return bad("the guest's part is [ADDR]:PORT")
 	}
@@ -239,7 +239,7 @@ func parsePublish(s string) (usernet.Forward, error) {
 	if f.Proto != "tcp" && f.Proto != "udp" {
 		return f, fmt.Errorf("protocol %q: give tcp or udp", proto)
 	}
-	host, guest, ok := cutLast(rest, ":")
+	host, guest, ok := cutLast(rest)
 	if !ok {
 		return f, fmt.Errorf("%q: the form is [ADDR:]HOSTPORT:GUESTPORT[/udp]", s)
 	}
@@ -255,7 +255,7 @@ func parsePublish(s string) (usernet.Forward, error) {
 // unless given.
 func splitAddrPort(s string) (netip.Addr, uint16, error) {
 	addr := netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	a, p, ok := cutLast(s, ":")
+	a, p, ok := cutLast(s)
 	if !ok {
 		p = s
 	} else if a != "" {
@@ -276,16 +276,17 @@ func parsePort(s string) (uint16, error) {
 	return uint16(n), nil
 }
 
-func cutLast(s, sep string) (before, after string, ok bool) {
-	if i := strings.LastIndex(s, sep); i >= 0 {
-		return s[:i], s[i+len(sep):], true
+// cutLast cuts s around its last colon.
+func cutLast(s string) (before, after string, ok bool) {
+	if i := strings.LastIndexByte(s, ':'); i >= 0 {
+		return s[:i], s[i+1:], true
 	}
 	return s, "", false
 }
 
 func parseShare(s string, index int) (vmm.Share, error) {
 	path, opts := options(s)
-	dir, tag, ok := cutLast(path, ":")
+	dir, tag, ok := cutLast(path)
 	v := vmm.Share{Dir: dir, Tag: tag}
 	if !ok {
 		v.Tag = fmt.Sprintf("fs%d", index)

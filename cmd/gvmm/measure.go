@@ -1,7 +1,11 @@
 package main
 
 import (
-	"crypto/ecdsa"
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"os/exec"
+
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -251,47 +255,32 @@ func readBounded(path string, limit int64) ([]byte, error) {
 	return data, err
 }
 
-// writeIDBlock makes the ID block of a launch with the given digest.
+// writeIDBlock has the ID block of a launch with the given digest signed, by the
+// verifier's program: private keys have no place in the monitor's.
 func (f *snpFlags) writeIDBlock(d sev.Digest) (*sev.KeyDigests, error) {
-	id, err := openKey(f.idKey)
+	program, err := findVerifier()
 	if err != nil {
-		return nil, fmt.Errorf("--id-key %w", err)
-	}
-	var author *ecdsa.PrivateKey
-	if f.author != "" {
-		if author, err = openKey(f.author); err != nil {
-			return nil, fmt.Errorf("--author-key %w", err)
-		}
+		return nil, err
 	}
 	f.block.Digest = d
-	block := f.block.Bytes()
-	auth, err := sev.SignIDBlock(block, id, author)
+	cmd := exec.Command(program, "sign-id-block", "--block", hex.EncodeToString(f.block.Bytes()),
+		"--id-key", f.idKey, "--author-key", f.author, "--id-block", f.idBlock, "--id-auth", f.idAuth)
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	out, err := cmd.Output()
 	if err != nil {
-		return nil, err
+		why := strings.TrimPrefix(strings.TrimSpace(said.String()), "gvmm: ")
+		return nil, cmp.Or(errorOf(why), err)
 	}
-	digests, err := sev.CheckIDBlock(block, auth)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.WriteFile(f.idBlock, block, 0o644); err != nil {
-		return nil, fmt.Errorf("--id-block: %w", err)
-	}
-	if err := os.WriteFile(f.idAuth, auth, 0o644); err != nil {
-		return nil, fmt.Errorf("--id-auth: %w", err)
-	}
-	return &digests, nil
+	digests := new(sev.KeyDigests)
+	return digests, json.Unmarshal(out, digests)
 }
 
-func openKey(path string) (*ecdsa.PrivateKey, error) {
-	data, err := readBounded(path, 1<<20)
-	if err != nil {
-		return nil, err
+func errorOf(why string) error {
+	if why == "" {
+		return nil
 	}
-	key, err := sev.ParseKey(data)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return key, nil
+	return errors.New(why)
 }
 
 // snpResult is what measure prints.

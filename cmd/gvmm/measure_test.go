@@ -9,11 +9,13 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/gvmm/gvmm/sev"
+	"github.com/gvmm/gvmm/sev/idauth"
 )
 
 const ovmfTail = "../../sev/testdata/ovmf_AmdSev_suffix.bin"
@@ -64,6 +66,11 @@ func TestMeasureIDBlock(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	build := exec.Command("go", "build", "-o", dir, "../gvmm-verify")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 	pemFile, block, auth := filepath.Join(dir, "key"), filepath.Join(dir, "block"), filepath.Join(dir, "auth")
 	if err := os.WriteFile(pemFile, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), 0o600); err != nil {
 		t.Fatal(err)
@@ -78,7 +85,7 @@ func TestMeasureIDBlock(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	digests, err := sev.CheckIDBlock(b, a)
+	digests, err := idauth.Check(b, a)
 	if err != nil {
 		t.Fatal(err)
 	}

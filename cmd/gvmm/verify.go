@@ -16,18 +16,27 @@ const verifier = "gvmm-verify"
 // own so that what reads tokens and certificates is not in the monitor. It
 // returns only where it could not.
 func verify(args []string) error {
-	self, err := os.Executable()
+	path, err := findVerifier()
 	if err != nil {
-		return fmt.Errorf("verify: %w", err)
-	}
-	path := filepath.Join(filepath.Dir(self), verifier)
-	if _, err := os.Stat(path); err != nil {
-		if path, err = exec.LookPath(verifier); err != nil {
-			return errors.New("verify: " + verifier + " is neither beside gvmm nor in PATH: `go build ./cmd/" + verifier + "` builds it")
-		}
+		return err
 	}
 	if err := unix.Exec(path, append([]string{verifier}, args...), os.Environ()); err != nil {
 		return fmt.Errorf("verify: %s: %w", path, err)
 	}
 	return nil
+}
+
+func findVerifier() (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", verifier, err)
+	}
+	path := filepath.Join(filepath.Dir(self), verifier)
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	}
+	if path, err = exec.LookPath(verifier); err != nil {
+		return "", errors.New(verifier + " is neither beside gvmm nor in PATH: `go build ./cmd/" + verifier + "` builds it")
+	}
+	return path, nil
 }

@@ -69,13 +69,13 @@ func (c *VCPU) Bind() { c.tid.Store(int32(unix.Gettid())) }
 // Run enters the guest until the next exit. ok is false when a kick or a signal
 // ended the run instead; ExitReason then means nothing.
 func (c *VCPU) Run() (ok bool, err error) {
-	switch err := c.run(); err {
-	case nil:
+	switch errno := c.run(); errno {
+	case 0:
 		return true, nil
 	case unix.EINTR, unix.EAGAIN:
 		return false, nil
 	default:
-		return false, fmt.Errorf("KVM_RUN: %w", err)
+		return false, fmt.Errorf("KVM_RUN: %w", errno)
 	}
 }
 

@@ -35,10 +35,7 @@ func (v *VM) SignalMSI(m MSI) error {
 
 // run enters the guest (KVM_RUN). Unlike gokvm's it reports EINTR, which is how
 // a kick from another thread arrives.
-func (c *VCPU) run() error {
+func (c *VCPU) run() unix.Errno {
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(c.fd), gokvm.IIO(nrRun), 0)
-	if errno != 0 {
-		return errno
-	}
-	return nil
+	return errno
 }

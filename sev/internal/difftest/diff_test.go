@@ -23,6 +23,7 @@ import (
 	"github.com/google/go-sev-guest/verify/trust"
 
 	"github.com/gvmm/gvmm/sev"
+	"github.com/gvmm/gvmm/sev/idauth"
 	"github.com/gvmm/gvmm/sev/verify"
 )
 
@@ -181,11 +182,11 @@ func TestKeyDigests(t *testing.T) {
 		t.Fatal(err)
 	}
 	block := (&sev.IDBlock{Policy: sev.DefaultPolicy}).Bytes()
-	auth, err := sev.SignIDBlock(block, key, key)
+	auth, err := idauth.Sign(block, key, key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := sev.CheckIDBlock(block, auth)
+	got, err := idauth.Check(block, auth)
 	if err != nil {
 		t.Fatal(err)
 	}

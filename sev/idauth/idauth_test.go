@@ -1,4 +1,4 @@
-package sev
+package idauth
 
 import (
 	"bytes"
@@ -7,7 +7,11 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"os"
+	"path/filepath"
 	"testing"
+
+	"github.com/gvmm/gvmm/sev"
 )
 
 func testKey(t testing.TB, curve elliptic.Curve) (*ecdsa.PrivateKey, []byte) {
@@ -23,24 +27,24 @@ func testKey(t testing.TB, curve elliptic.Curve) (*ecdsa.PrivateKey, []byte) {
 	return key, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})
 }
 
-func TestIDBlock(t *testing.T) {
+func TestSignAndCheck(t *testing.T) {
 	id, _ := testKey(t, elliptic.P384())
 	author, _ := testKey(t, elliptic.P384())
-	b := IDBlock{Digest: Digest{1, 2, 3}, FamilyID: [16]byte{4}, ImageID: [16]byte{5}, GuestSVN: 6, Policy: DefaultPolicy}
+	b := sev.IDBlock{Digest: sev.Digest{1, 2, 3}, FamilyID: [16]byte{4}, ImageID: [16]byte{5}, GuestSVN: 6, Policy: sev.DefaultPolicy}
 	block := b.Bytes()
-	if len(block) != IDBlockSize || block[48] != 4 || block[64] != 5 || block[80] != 1 || block[84] != 6 || block[90] != 3 {
+	if len(block) != sev.IDBlockSize || block[48] != 4 || block[64] != 5 || block[80] != 1 || block[84] != 6 || block[90] != 3 {
 		t.Fatalf("block %x", block)
 	}
 	for _, author := range []*ecdsa.PrivateKey{nil, author} {
-		auth, err := SignIDBlock(block, id, author)
+		auth, err := Sign(block, id, author)
 		if err != nil {
 			t.Fatal(err)
 		}
-		again, err := SignIDBlock(block, id, author)
+		again, err := Sign(block, id, author)
 		if err != nil || !bytes.Equal(auth, again) {
 			t.Error("signing twice gives two pages")
 		}
-		digests, err := CheckIDBlock(block, auth)
+		digests, err := Check(block, auth)
 		if err != nil || (digests.Author != nil) != (author != nil) {
 			t.Fatal(digests, err)
 		}
@@ -51,20 +55,20 @@ func TestIDBlock(t *testing.T) {
 		for _, at := range places {
 			bad := bytes.Clone(auth)
 			bad[at] ^= 4
-			if _, err := CheckIDBlock(block, bad); err == nil {
+			if _, err := Check(block, bad); err == nil {
 				t.Errorf("a flipped bit at %#x was accepted", at)
 			}
 		}
 		for at := range block {
 			bad := bytes.Clone(block)
 			bad[at] ^= 1
-			if _, err := CheckIDBlock(bad, auth); err == nil {
+			if _, err := Check(bad, auth); err == nil {
 				t.Errorf("a flipped bit at %#x of the block was accepted", at)
 			}
 		}
 	}
 	p256, _ := testKey(t, elliptic.P256())
-	if _, err := SignIDBlock(block, p256, nil); err == nil {
+	if _, err := Sign(block, p256, nil); err == nil {
 		t.Error("a P-256 key was accepted")
 	}
 }
@@ -98,11 +102,20 @@ func TestParseKey(t *testing.T) {
 	}
 }
 
-func FuzzCheckIDBlock(f *testing.F) {
-	f.Add(make([]byte, IDBlockSize), readFile(f, "test_auth_block.bin"))
+func FuzzCheck(f *testing.F) {
+	f.Add(make([]byte, sev.IDBlockSize), readFile(f, "test_auth_block.bin"))
 	f.Fuzz(func(t *testing.T, block, auth []byte) {
-		if _, err := CheckIDBlock(block, auth); err == nil {
+		if _, err := Check(block, auth); err == nil {
 			t.Error("a signature was forged")
 		}
 	})
+}
+
+func readFile(t testing.TB, path string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join("..", "testdata", path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
 }

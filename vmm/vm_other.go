@@ -1,0 +1,35 @@
+//go:build !amd64
+
+package vmm
+
+import (
+	"context"
+	"errors"
+)
+
+var errHost = errors.New("virtual machines run on x86-64 hosts only so far")
+
+// VM is a virtual machine; there are none on this host's architecture.
+type VM struct{}
+
+// New refuses: images can be inspected and measured here, not run.
+func New(Config) (*VM, error) { return nil, &LackingError{errHost} }
+
+// Run is never reached.
+func (m *VM) Run(context.Context) (Outcome, error) { return Outcome{}, errHost }
+
+// CloseForExit is never reached.
+func (m *VM) CloseForExit() error { return nil }
+
+// Finding is one thing a host can or cannot do.
+type Finding struct {
+	Name   string `json:"name"`
+	OK     bool   `json:"ok"`
+	Detail string `json:"detail"`
+	Remedy string `json:"remedy,omitempty"`
+}
+
+// Probe says that this host cannot run virtual machines.
+func Probe() []Finding {
+	return []Finding{{Name: "kvm", Detail: errHost.Error(), Remedy: "an x86-64 host"}}
+}
