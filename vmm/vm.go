@@ -112,12 +112,22 @@ func (m *VM) build() error {
 	return m.createVCPUs(sys)
 }
 
-// Run starts the guest and waits for its end. Cancelling ctx ends the VM; its
-// cause, if it is a [Stopped], is the outcome. Run is called once.
+// Run starts the guest and waits for its end: [VM.Start] and [VM.Wait].
 func (m *VM) Run(ctx context.Context) (Outcome, error) {
+	m.Start()
+	return m.Wait(ctx)
+}
+
+// Start starts the guest. It is called once, and followed by [VM.Wait].
+func (m *VM) Start() {
 	for _, c := range m.cpus {
 		m.threads.Go(c.loop)
 	}
+}
+
+// Wait waits for the guest's end. Cancelling ctx ends the VM; its cause, if it
+// is a [Stopped], is the outcome.
+func (m *VM) Wait(ctx context.Context) (Outcome, error) {
 	if m.cfg.Stdin != nil {
 		go m.readConsole()
 	}

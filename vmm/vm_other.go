@@ -15,8 +15,11 @@ type VM struct{}
 // New refuses: images can be inspected and measured here, not run.
 func New(Config) (*VM, error) { return nil, &LackingError{errHost} }
 
-// Run is never reached.
-func (m *VM) Run(context.Context) (Outcome, error) { return Outcome{}, errHost }
+// Start is never reached.
+func (m *VM) Start() {}
+
+// Wait is never reached.
+func (m *VM) Wait(context.Context) (Outcome, error) { return Outcome{}, errHost }
 
 // CloseForExit is never reached.
 func (m *VM) CloseForExit() error { return nil }

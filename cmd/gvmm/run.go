@@ -76,9 +76,10 @@ func run(args []string, stdout, stderr io.Writer) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	m.Start() // what follows takes as long as the guest's first steps
 	stopOnSignal(cancel)
 	time.AfterFunc(trimAfter, trimMemory)
-	outcome, err := m.Run(ctx)
+	outcome, err := m.Wait(ctx)
 	term.restore()
 	if outcome.Dump != "" {
 		fmt.Fprint(stderr, outcome.Dump)
