@@ -1,6 +1,7 @@
 package cetstate
 
 import (
+	"errors"
 	"encoding/binary"
 	"fmt"
 	"runtime"
@@ -225,7 +226,7 @@ func (m *machine) finish() error {
 		for i := range got {
 			port, v, err := m.run()
 			if err != nil || port != 2 {
-				return fmt.Errorf("read MSR %#x: port %d, %v", index, port, err)
+				return errors.Join(fmt.Errorf("read MSR %#x: port %d", index, port), err)
 			}
 			got[i] = v
 		}
@@ -234,7 +235,7 @@ func (m *machine) finish() error {
 		}
 	}
 	if port, v, err := m.run(); err != nil || port != 3 || v != 3 {
-		return fmt.Errorf("returned %d times to port %d: %v", v, port, err)
+		return errors.Join(fmt.Errorf("returned %d times to port %d", v, port), err)
 	}
 	return nil
 }
