@@ -1,8 +1,8 @@
 package cetstate
 
 import (
-	"errors"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"runtime"
 	"strings"
