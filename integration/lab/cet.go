@@ -8,7 +8,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/term"
@@ -63,9 +65,13 @@ pci: enabled=1, chipset=i440fx
 type debs struct{ options []string }
 
 func newDebs(ctx context.Context, dir string) (*debs, error) {
+	mirror, err := debianMirror(ctx)
+	if err != nil {
+		return nil, err
+	}
 	var sources strings.Builder
 	for _, suite := range []string{cetSuite, cetKernelSuite} {
-		_, _ = fmt.Fprintf(&sources, "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] copy:/srv/debian %s main\n", suite)
+		_, _ = fmt.Fprintf(&sources, "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n", mirror, suite)
 	}
 	d := &debs{}
 	for option, name := range map[string]string{"Dir::State": "state", "Dir::Cache": "cache", "Dir::State::Lists": "lists",
@@ -78,12 +84,26 @@ func newDebs(ctx context.Context, dir string) (*debs, error) {
 			return nil, err
 		}
 	}
-	err := errors.Join(os.WriteFile(filepath.Join(dir, "sources.list"), []byte(sources.String()), 0o644),
+	err = errors.Join(os.WriteFile(filepath.Join(dir, "sources.list"), []byte(sources.String()), 0o644),
 		os.WriteFile(filepath.Join(dir, "status"), nil, 0o644))
 	if err != nil {
 		return nil, err
 	}
 	return d, d.apt(ctx, "", "update")
+}
+
+// debianMirror is where the machine's own apt gets Debian from.
+func debianMirror(ctx context.Context) (string, error) {
+	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages").Output()
+	if err != nil {
+		return "", fmt.Errorf("%w: apt-get indextargets: %w", ErrUnavailable, err)
+	}
+	for line := range strings.Lines(string(out)) {
+		if uri, release, _ := strings.Cut(strings.TrimSpace(line), " "); release != "" && !strings.Contains(release, "-") {
+			return uri, nil // not -security or -updates, which lie elsewhere
+		}
+	}
+	return "", fmt.Errorf("%w: apt has no Debian archive among its sources", ErrUnavailable)
 }
 
 func (d *debs) apt(ctx context.Context, dir string, args ...string) error {
@@ -263,6 +283,23 @@ func StartCET(ctx context.Context, files ...string) (_ *X86, err error) {
 		for _, c := range l.close {
 			_ = c.Close()
 		}
+	}()
+	// Bochs shows its screen on a terminal it opens itself, and stands still
+	// when nobody takes what it writes there.
+	m, err := l.emulator.Console().ExpectMatch(regexp.MustCompile(`connected to screen "([^"]+)"`), time.Minute)
+	if err != nil {
+		return nil, fmt.Errorf("CET lab: Bochs does not start: %w", err)
+	}
+	screen, err := os.OpenFile(m[1], os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := term.MakeRaw(int(screen.Fd())); err != nil {
+		return nil, errors.Join(err, screen.Close())
+	}
+	go func() {
+		_, _ = io.Copy(io.Discard, screen) // ends with Bochs
+		_ = screen.Close()
 	}()
 	l.console = &Console{}
 	go func() {
