@@ -76,8 +76,8 @@ func run(args []string, stdout, stderr io.Writer) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	m.Start() // what follows takes as long as the guest's first steps
 	stopOnSignal(cancel)
+	m.Start()
 	time.AfterFunc(trimAfter, trimMemory)
 	outcome, err := m.Wait(ctx)
 	term.restore()
