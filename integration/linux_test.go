@@ -35,7 +35,7 @@ func TestLab(t *testing.T) {
 	t.Logf("the lab was up after %v", time.Since(start).Round(time.Millisecond))
 	b := newBench(t, x86, 2*time.Minute)
 	t.Run("guests", func(t *testing.T) { testGuests(t, b) })
-	t.Run("audit", func(t *testing.T) { testAudit(t, b) })
+	t.Run("audit", func(t *testing.T) { testAudit(t, b, "linux") })
 	t.Run("linux", func(t *testing.T) { testLinux(ctx, t, b, x86) })
 }
 
