@@ -62,7 +62,7 @@ func New(cfg Config) (*VM, error) {
 	if err := cfg.prepare(); err != nil {
 		return nil, err
 	}
-	m := &VM{cfg: cfg, log: cfg.Log, done: make(chan struct{})}
+	m := &VM{cfg: cfg, log: cfg.Log.With("vm", cfg.Name), done: make(chan struct{})}
 	m.changed.L = &m.hmu
 	if err := m.build(); err != nil {
 		return nil, errors.Join(err, m.Close())

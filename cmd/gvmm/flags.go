@@ -48,7 +48,7 @@ func machineFlags(fs *pflag.FlagSet, cfg *vmm.Config) (finish func(args []string
 		cfg.Shares = append(cfg.Shares, v)
 		return err
 	}), "volume", "v", "share a directory by 9p (repeatable; tags fs0, fs1, ...)")
-	fs.BoolVar(&rng, "rng", false, "give the guest a virtio-rng device (default: where the machine has a place for it)")
+	fs.BoolVar(&rng, "rng", false, "give the guest a virtio-rng device (default: all but Unikraft, which mostly has no driver for it)")
 	fs.BoolVar(&noRNG, "no-rng", false, "give it none")
 	fs.StringVar(&console, "console", string(vmm.SerialConsole), "the guest's console: `serial|virtio`")
 	fs.StringVar(&machine, "machine", string(boot.MachineAuto), "platform layout: `auto|pc|microvm`")
@@ -56,7 +56,7 @@ func machineFlags(fs *pflag.FlagSet, cfg *vmm.Config) (finish func(args []string
 	fs.StringVar((*string)(&cfg.CETPreset), "cet-preset", "", "start the guest with supervisor `ibt|shstk` on, for images that do not do it themselves (64-bit entry)")
 	fs.StringVar((*string)(&cfg.CETAudit), "cet-audit", "", "single-step the guest, on any KVM, and end it at the first return or indirect branch that CET would not let pass: `all|shstk|ibt`")
 	fs.Lookup("cet-audit").NoOptDefVal = string(cet.AuditAll)
-	fs.StringVar(&cfg.Name, "name", "", "`NAME` of the VM (default: image name and process id)")
+	fs.StringVar(&cfg.Name, "name", "", "`NAME` of the VM in gvmm's messages (default: the image; its name and process id in the log)")
 	fs.BoolVar(&cfg.NoAuto, "no-auto", false, "add no netdev.ip= or vfs.fstab= parameters for Unikraft images")
 
 	return func(args []string, dash int) error {

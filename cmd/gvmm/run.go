@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -85,7 +86,7 @@ func run(args []string, stdout, stderr io.Writer) (int, error) {
 		fmt.Fprint(stderr, outcome.Dump)
 	}
 	if !quiet || outcome.Status != vmm.StatusOK {
-		fmt.Fprintf(stderr, "gvmm: %s: %v\n", cfg.Image, outcome)
+		fmt.Fprintf(stderr, "gvmm: %s: %v\n", cmp.Or(cfg.Name, cfg.Image), outcome)
 	}
 	if err != nil {
 		return outcome.Status, nil // a vCPU thread hangs in a host call: leave it to the end of the process
