@@ -373,16 +373,25 @@ func (s *Server) step(at *node, name string, bad unix.Errno) (*node, unix.Errno)
 	return s.lookup(at, name)
 }
 
-func (s *Server) clunk(c *call) unix.Errno {
+// take removes the fid that a message names from the table.
+func (s *Server) take(c *call) (*fid, unix.Errno) {
 	id := c.d.u32()
 	if c.d.err != 0 {
-		return c.d.err
+		return nil, c.d.err
 	}
 	f := s.fids[id]
 	if f == nil {
-		return unix.EBADF
+		return nil, unix.EBADF
 	}
 	delete(s.fids, id)
+	return f, 0
+}
+
+func (s *Server) clunk(c *call) unix.Errno {
+	f, errno := s.take(c)
+	if errno != 0 {
+		return errno
+	}
 	err := s.storeXattr(f)
 	s.drop(f)
 	return err

@@ -160,15 +160,10 @@ func unlink(dir *node, name string, isDir bool) unix.Errno {
 
 // remove deletes the object of a fid and the fid, the latter in any case.
 func (s *Server) remove(c *call) unix.Errno {
-	id := c.d.u32()
-	if c.d.err != 0 {
-		return c.d.err
+	f, errno := s.take(c)
+	if errno != 0 {
+		return errno
 	}
-	f := s.fids[id]
-	if f == nil {
-		return unix.EBADF
-	}
-	delete(s.fids, id)
 	defer s.drop(f)
 	switch {
 	case f.xattr != nil:

@@ -68,7 +68,6 @@ TEXT serialize<>(SB), NOSPLIT|NOFRAME, $0
 	XORL CX, CX
 	CPUID
 	RET
-	RET
 
 // func cpuidex(leaf, subleaf uint32) (eax, ebx, ecx, edx uint32)
 TEXT ·cpuidex(SB), NOSPLIT, $0-24

@@ -16,12 +16,8 @@ type System struct{ fd int }
 // Capability numbers (include/uapi/linux/kvm.h). gokvm's type has eight bits,
 // too few for those above 255.
 const (
-	CapUserMemory       = 3
-	CapNRVCPUs          = 9
 	CapIRQFD            = 32
 	CapIOEventFD        = 36
-	CapXSave            = 55
-	CapTSCControl       = 60
 	CapMaxVCPUs         = 66
 	CapSignalMSI        = 77
 	CapImmediateExit    = 136
