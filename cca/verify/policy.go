@@ -2,42 +2,21 @@ package verify
 
 import (
 	"bytes"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
+
+	"github.com/gvmm/gvmm/internal/hexjson"
 )
 
-// Hex is a byte string, in JSON and on the command line a string of hex digits.
-type Hex []byte
-
-// UnmarshalText reads hex digits, with or without 0x before them.
-func (h *Hex) UnmarshalText(text []byte) error {
-	s := strings.TrimPrefix(string(text), "0x")
-	b, err := hex.DecodeString(s)
-	if err != nil {
-		return fmt.Errorf("%q is not hex: %w", text, err)
-	}
-	*h = b
-	return nil
-}
-
-// OneOf is a list of accepted values; in JSON also a single one.
-type OneOf []Hex
-
-// UnmarshalJSON implements [json.Unmarshaler].
-func (o *OneOf) UnmarshalJSON(data []byte) error {
-	var one Hex
-	if len(data) > 0 && data[0] == '"' {
-		err := json.Unmarshal(data, &one)
-		*o = OneOf{one}
-		return err
-	}
-	return json.Unmarshal(data, (*[]Hex)(o))
-}
+// Hex and OneOf are values of a policy file.
+type (
+	Hex   = hexjson.Hex
+	OneOf = hexjson.OneOf
+)
 
 // Policy is what a relying party asks of a token beyond its signatures. What is
 // left out is not asked for, except the lifecycle: it is to be secured.
@@ -155,13 +134,7 @@ func lifecycleName(v uint16) string {
 // matches says whether a component of a token is what c accepts.
 func (c *Component) matches(t *component) bool {
 	return (c.Type == "" || c.Type == t.Type) && (c.Version == "" || c.Version == t.Version) &&
-		(c.Measurement == nil || c.Measurement.has(t.Measurement)) && (c.Signer == nil || c.Signer.has(t.Signer))
-}
-
-// has says whether got is one of the accepted values. Measurements may be
-// filled up with zeros to 64 bytes on either side, as registers are.
-func (o OneOf) has(got []byte) bool {
-	return slices.ContainsFunc(o, func(want Hex) bool { return sameRegister(got, want) })
+		(c.Measurement == nil || accepts(c.Measurement, t.Measurement)) && (c.Signer == nil || accepts(c.Signer, t.Signer))
 }
 
 func sameRegister(a, b []byte) bool {
@@ -169,4 +142,10 @@ func sameRegister(a, b []byte) bool {
 		a, b = b, a
 	}
 	return len(b) >= 32 && bytes.HasPrefix(a, b) && len(bytes.Trim(a[len(b):], "\x00")) == 0
+}
+
+// accepts says whether got is one of the accepted values. Measurements may be
+// filled up with zeros to 64 bytes on either side, as registers are.
+func accepts(o OneOf, got []byte) bool {
+	return slices.ContainsFunc(o, func(want Hex) bool { return sameRegister(got, want) })
 }

@@ -205,7 +205,7 @@ func (v *Verdict) policy(c *platformClaims, r *realmClaims, p *Policy) {
 			return
 		}
 		var err error
-		if !want.has(got) {
+		if !accepts(want, got) {
 			err = fmt.Errorf("%x, not %s", got, orList(want))
 		}
 		v.add(name, hex.EncodeToString(got), err)

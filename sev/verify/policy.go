@@ -10,34 +10,15 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/gvmm/gvmm/internal/hexjson"
 )
 
-// Hex is a byte string, in JSON a string of hex digits.
-type Hex []byte
-
-// UnmarshalText reads hex digits, with or without 0x before them.
-func (h *Hex) UnmarshalText(text []byte) error {
-	b, err := hex.DecodeString(strings.TrimPrefix(string(text), "0x"))
-	if err != nil {
-		return fmt.Errorf("%q is not hex: %w", text, err)
-	}
-	*h = b
-	return nil
-}
-
-// OneOf is a list of accepted values; in JSON also a single one.
-type OneOf []Hex
-
-// UnmarshalJSON implements [json.Unmarshaler].
-func (o *OneOf) UnmarshalJSON(data []byte) error {
-	var one Hex
-	if len(data) > 0 && data[0] == '"' {
-		err := json.Unmarshal(data, &one)
-		*o = OneOf{one}
-		return err
-	}
-	return json.Unmarshal(data, (*[]Hex)(o))
-}
+// Hex and OneOf are values of a policy file.
+type (
+	Hex   = hexjson.Hex
+	OneOf = hexjson.OneOf
+)
 
 // Policy is what a relying party asks of a report beyond its signature. What is
 // left out is not asked for.
