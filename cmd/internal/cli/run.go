@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"cmp"
@@ -116,7 +116,7 @@ func stopOnSignal(cancel context.CancelCauseFunc) {
 func newFlags(name, usage string, out io.Writer) *pflag.FlagSet {
 	fs := pflag.NewFlagSet(name, pflag.ContinueOnError)
 	fs.SortFlags = false
-	fs.SetOutput(io.Discard) // errors are printed once, by dispatch
+	fs.SetOutput(io.Discard) // errors are printed once, by Main
 	fs.Usage = func() { fmt.Fprint(out, usage, fs.FlagUsagesWrapped(100)) }
 	return fs
 }

@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"bytes"
@@ -58,7 +58,7 @@ func TestMeasureCCA(t *testing.T) {
 		"not an arm64 Image": append(args, filepath.Join(dir, "dtb")), "no such file": append(args, "-i", "nothing", kernel),
 	} {
 		var out, errs bytes.Buffer
-		if status := dispatch(append([]string{"measure"}, args...), &out, &errs); status != 125 || !strings.Contains(errs.String(), say) {
+		if status := Main(append([]string{"measure"}, args...), &out, &errs); status != 125 || !strings.Contains(errs.String(), say) {
 			t.Errorf("%q: status %d, %q; want %q", args, status, errs.String(), say)
 		}
 	}
@@ -67,7 +67,7 @@ func TestMeasureCCA(t *testing.T) {
 func TestVerifyWithoutVerifier(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	var out, errs bytes.Buffer
-	if status := dispatch([]string{"verify", "cca"}, &out, &errs); status != 125 || !strings.Contains(errs.String(), "neither beside gvmm nor in PATH") {
+	if status := Main([]string{"verify", "cca"}, &out, &errs); status != 125 || !strings.Contains(errs.String(), "neither beside gvmm nor in PATH") {
 		t.Errorf("status %d, %q", status, errs.String())
 	}
 }

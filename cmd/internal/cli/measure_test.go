@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"bytes"
@@ -24,7 +24,7 @@ const ovmfTail = "../../sev/testdata/ovmf_AmdSev_suffix.bin"
 func measured(t *testing.T, args ...string) string {
 	t.Helper()
 	var out, errs bytes.Buffer
-	if status := dispatch(append([]string{"measure"}, args...), &out, &errs); status != 0 {
+	if status := Main(append([]string{"measure"}, args...), &out, &errs); status != 0 {
 		t.Fatalf("%q: status %d: %s", args, status, errs.String())
 	}
 	return out.String()
@@ -116,7 +116,7 @@ func TestMeasureErrors(t *testing.T) {
 		"0 vCPUs":                          {"snp", "--vmm", "gce", "--firmware", ovmfTail, "--vcpus", "0"},
 	} {
 		var out, errs bytes.Buffer
-		if status := dispatch(append([]string{"measure"}, args...), &out, &errs); status != 125 || !strings.Contains(errs.String(), want) || out.Len() > 0 {
+		if status := Main(append([]string{"measure"}, args...), &out, &errs); status != 125 || !strings.Contains(errs.String(), want) || out.Len() > 0 {
 			t.Errorf("%q: status %d, %q, want %q", args, status, errs.String(), want)
 		}
 	}
