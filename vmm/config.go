@@ -8,6 +8,7 @@ import (
 	"github.com/gvmm/gvmm/boot"
 	"github.com/gvmm/gvmm/cet"
 	"github.com/gvmm/gvmm/devices/usernet"
+	"github.com/gvmm/gvmm/vmm/kvm"
 )
 
 // Config describes a VM. The zero value of a field is its default.
@@ -35,6 +36,8 @@ type Config struct {
 	Stdin  io.Reader // console input; nil: none
 	Stdout io.Writer // console output, byte for byte; nil: discarded
 	Log    *slog.Logger
+
+	Kernel kvm.Kernel // whose KVM it is; nil: the host's
 }
 
 // Switch turns a device on or off, or leaves the choice to the monitor.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/gvmm/gvmm/boot"
 	"github.com/gvmm/gvmm/cet"
+	"github.com/gvmm/gvmm/vmm/kvm"
 )
 
 // loaded is a launch plan with the files its regions are read from.
@@ -237,6 +238,9 @@ func (c *Config) prepare() error {
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Kernel == nil {
+		c.Kernel = kvm.Host{}
 	}
 	if c.Image == "" {
 		return errors.New("no image given")

@@ -17,10 +17,10 @@ type Finding struct {
 	Remedy string `json:"remedy,omitempty"` // how to get it
 }
 
-// Probe says what this host can do for a VM. The first finding is KVM itself;
+// Probe says what kernel can do for a VM. The first finding is KVM itself;
 // without it there are no others.
-func Probe() []Finding {
-	sys, err := kvm.Open("/dev/kvm")
+func Probe(kernel kvm.Kernel) []Finding {
+	sys, err := kvm.Open(kernel)
 	if err != nil {
 		return []Finding{{Name: "kvm", Detail: err.Error(), Remedy: "enable virtualization and give this user access to /dev/kvm"}}
 	}

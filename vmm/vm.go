@@ -81,7 +81,7 @@ func (m *VM) build() error {
 	m.closers = append(m.closers, image)
 	m.watch = newCrashWatch(m.cfg.Stdout, m.plan)
 
-	sys, err := kvm.Open("/dev/kvm")
+	sys, err := kvm.Open(m.cfg.Kernel)
 	if err != nil {
 		return &LackingError{err}
 	}

@@ -5,6 +5,8 @@ package vmm
 import (
 	"context"
 	"errors"
+
+	"github.com/gvmm/gvmm/vmm/kvm"
 )
 
 var errHost = errors.New("virtual machines run on x86-64 hosts only so far")
@@ -33,6 +35,6 @@ type Finding struct {
 }
 
 // Probe says that this host cannot run virtual machines.
-func Probe() []Finding {
+func Probe(kvm.Kernel) []Finding {
 	return []Finding{{Name: "kvm", Detail: errHost.Error(), Remedy: "an x86-64 host"}}
 }

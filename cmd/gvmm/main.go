@@ -5,8 +5,9 @@ import (
 	"os"
 
 	"github.com/gvmm/gvmm/cmd/internal/cli"
+	"github.com/gvmm/gvmm/vmm/kvm"
 )
 
 func main() {
-	os.Exit(cli.Main(os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(cli.Main(os.Args[1:], os.Stdout, os.Stderr, kvm.Host{}))
 }

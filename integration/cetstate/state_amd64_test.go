@@ -243,7 +243,7 @@ func (m *machine) finish() error {
 func TestMove(t *testing.T) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	sys, err := kvm.Open("/dev/kvm")
+	sys, err := kvm.Open(kvm.Host{})
 	if err != nil {
 		t.Skip("NOT TESTED: ", err)
 	}

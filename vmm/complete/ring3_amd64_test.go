@@ -36,7 +36,7 @@ func newRing3(t testing.TB, mem *memory.Guest) *ring3 {
 			t.Fatal(err)
 		}
 	}
-	sys, err := kvm.Open("/dev/kvm")
+	sys, err := kvm.Open(kvm.Host{})
 	if errors.Is(err, kvm.ErrUnavailable) {
 		t.Skip(err)
 	}

@@ -6,12 +6,10 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
-
-	gokvm "github.com/bobuhiro11/gokvm/kvm"
 )
 
 // System is an open /dev/kvm.
-type System struct{ fd int }
+type System struct{ file }
 
 // Capability numbers (include/uapi/linux/kvm.h). gokvm's type has eight bits,
 // too few for those above 255.
@@ -32,9 +30,12 @@ const apiVersion = 12 // KVM_API_VERSION, fixed since Linux 2.6.22
 // ErrUnavailable is wrapped by errors that mean this host offers no usable KVM.
 var ErrUnavailable = errors.New("KVM is not available")
 
-// Open opens the KVM device node, normally /dev/kvm.
-func Open(path string) (*System, error) {
-	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+// Path is the KVM device node.
+const Path = "/dev/kvm"
+
+// Open opens k's [Path].
+func Open(k Kernel) (*System, error) {
+	fd, err := k.Open(Path)
 	if err != nil {
 		hint := ""
 		switch {
@@ -43,66 +44,75 @@ func Open(path string) (*System, error) {
 		case errors.Is(err, os.ErrPermission):
 			hint = " (join the group that owns it, usually kvm)"
 		}
-		return nil, fmt.Errorf("%w: open %s: %w%s", ErrUnavailable, path, err, hint)
+		return nil, fmt.Errorf("%w: open %s: %w%s", ErrUnavailable, Path, err, hint)
 	}
-	s := &System{fd}
-	v, err := gokvm.GetAPIVersion(uintptr(fd))
+	s := &System{file{k, fd}}
+	v, err := s.call("KVM_GET_API_VERSION", nrGetAPIVersion, 0)
 	if err != nil || v != apiVersion {
 		_ = s.Close()
 		if err == nil {
 			err = fmt.Errorf("API version %d, want %d", v, apiVersion)
 		}
-		return nil, fmt.Errorf("%w: %s: %w", ErrUnavailable, path, err)
+		return nil, fmt.Errorf("%w: %s: %w", ErrUnavailable, Path, err)
 	}
 	return s, nil
-}
-
-// Close closes the device. VMs created from it live on.
-func (s *System) Close() error { return unix.Close(s.fd) }
-
-// Check returns the value of a capability; 0 means absent (KVM_CHECK_EXTENSION).
-func (s *System) Check(capability int) int {
-	n, err := gokvm.Ioctl(uintptr(s.fd), gokvm.IIO(nrCheckExtension), uintptr(capability))
-	if err != nil {
-		return 0
-	}
-	return int(n)
 }
 
 // CreateVM creates a VM of the machine type, 0 being the ordinary one
 // (KVM_CREATE_VM).
 func (s *System) CreateVM(machineType int) (*VM, error) {
+	size, err := s.call("KVM_GET_VCPU_MMAP_SIZE", nrGetVCPUMmapSize, 0)
+	if err != nil {
+		return nil, err
+	}
 	for {
-		fd, err := gokvm.Ioctl(uintptr(s.fd), gokvm.IIO(nrCreateVM), uintptr(machineType))
+		fd, err := s.call("KVM_CREATE_VM", nrCreateVM, uintptr(machineType))
 		if errors.Is(err, unix.EINTR) {
 			continue // a signal while the kernel set up the VM
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%w: KVM_CREATE_VM type %d: %w", ErrUnavailable, machineType, err)
+			return nil, fmt.Errorf("%w: machine type %d: %w", ErrUnavailable, machineType, err)
 		}
-		size, err := gokvm.GetVCPUMMmapSize(uintptr(s.fd))
-		if err != nil {
-			_ = unix.Close(int(fd))
-			return nil, fmt.Errorf("KVM_GET_VCPU_MMAP_SIZE: %w", err)
-		}
-		return &VM{fd: int(fd), runSize: int(size)}, nil
+		return &VM{file: file{s.k, fd}, runSize: size}, nil
 	}
 }
 
-// ioctl numbers (include/uapi/linux/kvm.h), only those gokvm does not serve.
+// ioctl numbers (include/uapi/linux/kvm.h).
 const (
+	nrGetAPIVersion     = 0x00
 	nrCreateVM          = 0x01
 	nrCheckExtension    = 0x03
+	nrGetVCPUMmapSize   = 0x04
 	nrGetSupportedCPUID = 0x05
+	nrCreateVCPU        = 0x41
+	nrSetMemory         = 0x46
+	nrSetTSSAddr        = 0x47
+	nrCreateIRQChip     = 0x60
+	nrIRQLine           = 0x61
+	nrIRQFD             = 0x76
+	nrCreatePIT2        = 0x77
+	nrIOEventFD         = 0x79
 	nrRun               = 0x80
+	nrGetRegs           = 0x81
+	nrSetRegs           = 0x82
+	nrGetSregs          = 0x83
+	nrSetSregs          = 0x84
+	nrTranslate         = 0x85
+	nrGetMSRs           = 0x88
+	nrSetMSRs           = 0x89
+	nrGetLAPIC          = 0x8e
+	nrSetLAPIC          = 0x8f
 	nrSetCPUID2         = 0x90
+	nrSetMPState        = 0x99
+	nrSetGuestDebug     = 0x9b
+	nrGetTSCKHz         = 0xa3
 	nrGetXSave          = 0xa4
 	nrSetXSave          = 0xa5
-	nrGetXSave2         = 0xcf
-	nrSetMSRs           = 0x89
-	nrGetMSRs           = 0x88
-	nrIRQFD             = 0x76
-	nrIOEventFD         = 0x79
 	nrSignalMSI         = 0xa5
-	nrCreatePIT2        = 0x77
+	nrGetXCRS           = 0xa6
+	nrGetOneReg         = 0xab
+	nrSetOneReg         = 0xac
+	nrGetXSave2         = 0xcf
+
+	runRequest = 0xae80 // KVM_RUN whole
 )

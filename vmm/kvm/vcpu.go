@@ -2,35 +2,34 @@ package kvm
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
-
-	gokvm "github.com/bobuhiro11/gokvm/kvm"
 )
 
 // VCPU is one virtual CPU. All its methods but [VCPU.Kick] belong to the thread
 // that runs it.
 type VCPU struct {
-	ID     int
-	fd     int
+	ID int
+	file
 	shared []byte // struct kvm_run, shared with the kernel
 	tid    atomic.Int32
 }
 
 // CreateVCPU creates the vCPU with the given id, on x86 its APIC id (KVM_CREATE_VCPU).
 func (v *VM) CreateVCPU(id int) (*VCPU, error) {
-	fd, err := gokvm.CreateVCPU(uintptr(v.fd), id)
+	fd, err := v.call(fmt.Sprintf("KVM_CREATE_VCPU %d", id), nrCreateVCPU, uintptr(id))
 	if err != nil {
-		return nil, fmt.Errorf("KVM_CREATE_VCPU %d: %w", id, err)
+		return nil, err
 	}
-	run, err := unix.Mmap(int(fd), 0, v.runSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	f := file{v.k, fd}
+	run, err := f.k.Map(fd, v.runSize)
 	if err != nil {
-		_ = unix.Close(int(fd))
-		return nil, fmt.Errorf("vCPU %d: map kvm_run: %w", id, err)
+		return nil, errors.Join(fmt.Errorf("vCPU %d: map kvm_run: %w", id, err), f.Close())
 	}
-	return &VCPU{ID: id, fd: int(fd), shared: run}, nil
+	return &VCPU{ID: id, file: f, shared: run}, nil
 }
 
 // Close releases the vCPU. It must not be running.
@@ -38,7 +37,7 @@ func (c *VCPU) Close() error {
 	if err := unix.Munmap(c.shared); err != nil {
 		return err
 	}
-	return unix.Close(c.fd)
+	return c.file.Close()
 }
 
 // Exit reasons (KVM_EXIT_*).
@@ -69,13 +68,13 @@ func (c *VCPU) Bind() { c.tid.Store(int32(unix.Gettid())) }
 // Run enters the guest until the next exit. ok is false when a kick or a signal
 // ended the run instead; ExitReason then means nothing.
 func (c *VCPU) Run() (ok bool, err error) {
-	switch errno := c.run(); errno {
-	case 0:
+	switch _, err := c.k.Call(c.fd, runRequest, 0); err {
+	case nil:
 		return true, nil
 	case unix.EINTR, unix.EAGAIN:
 		return false, nil
 	default:
-		return false, fmt.Errorf("KVM_RUN: %w", errno)
+		return false, fmt.Errorf("KVM_RUN: %w", err)
 	}
 }
 

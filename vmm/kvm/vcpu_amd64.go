@@ -2,6 +2,7 @@ package kvm
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
@@ -34,44 +35,32 @@ func (c *VCPU) IO() (port uint16, size int, data []byte, write bool) {
 
 // Regs reads the general registers (KVM_GET_REGS).
 func (c *VCPU) Regs() (*Regs, error) {
-	r, err := gokvm.GetRegs(uintptr(c.fd))
-	if err != nil {
-		return nil, fmt.Errorf("KVM_GET_REGS: %w", err)
-	}
-	return r, nil
+	r := &Regs{}
+	return r, read(c.file, "KVM_GET_REGS", nrGetRegs, r)
 }
 
 // SetRegs writes the general registers (KVM_SET_REGS).
 func (c *VCPU) SetRegs(r *Regs) error {
-	if err := gokvm.SetRegs(uintptr(c.fd), r); err != nil {
-		return fmt.Errorf("KVM_SET_REGS: %w", err)
-	}
-	return nil
+	return write(c.file, "KVM_SET_REGS", nrSetRegs, r)
 }
 
 // Sregs reads the segment and control registers (KVM_GET_SREGS).
 func (c *VCPU) Sregs() (*Sregs, error) {
-	s, err := gokvm.GetSregs(uintptr(c.fd))
-	if err != nil {
-		return nil, fmt.Errorf("KVM_GET_SREGS: %w", err)
-	}
-	return s, nil
+	s := &Sregs{}
+	return s, read(c.file, "KVM_GET_SREGS", nrGetSregs, s)
 }
 
 // SetSregs writes the segment and control registers (KVM_SET_SREGS).
 func (c *VCPU) SetSregs(s *Sregs) error {
-	if err := gokvm.SetSregs(uintptr(c.fd), s); err != nil {
-		return fmt.Errorf("KVM_SET_SREGS: %w", err)
-	}
-	return nil
+	return write(c.file, "KVM_SET_SREGS", nrSetSregs, s)
 }
 
 // XCR0 reads the extended control register 0 (KVM_GET_XCRS). A host without
 // XSAVE has none: it reads as 3, x87 and SSE.
 func (c *VCPU) XCR0() (uint64, error) {
 	var x gokvm.XCRS
-	if err := gokvm.GetXCRS(uintptr(c.fd), &x); err != nil {
-		return 0, fmt.Errorf("KVM_GET_XCRS: %w", err)
+	if err := read(c.file, "KVM_GET_XCRS", nrGetXCRS, &x); err != nil {
+		return 0, err
 	}
 	for i := range min(int(x.NrXRCS), len(x.Registers)) {
 		if x.Registers[i].XRC == 0 {
@@ -130,25 +119,19 @@ type LAPIC = gokvm.LAPICState
 
 // LAPIC reads the local APIC (KVM_GET_LAPIC).
 func (c *VCPU) LAPIC() (*LAPIC, error) {
-	var l LAPIC
-	if err := gokvm.GetLocalAPIC(uintptr(c.fd), &l); err != nil {
-		return nil, fmt.Errorf("KVM_GET_LAPIC: %w", err)
-	}
-	return &l, nil
+	l := &LAPIC{}
+	return l, read(c.file, "KVM_GET_LAPIC", nrGetLAPIC, l)
 }
 
 // SetLAPIC writes the local APIC (KVM_SET_LAPIC).
 func (c *VCPU) SetLAPIC(l *LAPIC) error {
-	if err := gokvm.SetLocalAPIC(uintptr(c.fd), l); err != nil {
-		return fmt.Errorf("KVM_SET_LAPIC: %w", err)
-	}
-	return nil
+	return write(c.file, "KVM_SET_LAPIC", nrSetLAPIC, l)
 }
 
 // TSCKHz returns the frequency of the vCPU's time stamp counter in kHz
 // (KVM_GET_TSC_KHZ), 0 when KVM does not know it.
 func (c *VCPU) TSCKHz() uint32 {
-	khz, err := gokvm.Ioctl(uintptr(c.fd), gokvm.IIO(nrGetTSCKHz), 0)
+	khz, err := c.call("KVM_GET_TSC_KHZ", nrGetTSCKHz, 0)
 	if err != nil {
 		return 0
 	}
@@ -159,10 +142,37 @@ func (c *VCPU) TSCKHz() uint32 {
 // ok is false when it is not mapped.
 func (c *VCPU) Translate(linear uint64) (gpa uint64, ok bool) {
 	t := gokvm.Translation{LinearAddress: linear}
-	if err := gokvm.Translate(uintptr(c.fd), &t); err != nil || t.Valid == 0 {
+	if _, err := exchange(c.file, "KVM_TRANSLATE", nrTranslate, &t); err != nil || t.Valid == 0 {
 		return 0, false
 	}
 	return t.PhysicalAddress, true
 }
 
-const nrGetTSCKHz = 0xa3
+// Halt has the vCPU wait for its next interrupt, as HLT does (KVM_SET_MP_STATE).
+func (c *VCPU) Halt() error {
+	halted := uint32(3) // KVM_MP_STATE_HALTED
+	return write(c.file, "KVM_SET_MP_STATE", nrSetMPState, &halted)
+}
+
+// SingleStep has KVM_RUN return with [ExitDebug] behind the next instruction
+// (KVM_SET_GUEST_DEBUG). KVM holds the trap flag in the vCPU's RFLAGS, which a
+// guest's popf clears: the call is repeated before each entry.
+func (c *VCPU) SingleStep() error {
+	const enable, singleStep = 1, 2 // KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP
+	return write(c.file, "KVM_SET_GUEST_DEBUG", nrSetGuestDebug, &struct {
+		control, _ uint32
+		registers  [8]uint64
+	}{control: enable | singleStep})
+}
+
+// SetMSR writes one model-specific register (KVM_SET_MSRS).
+func (c *VCPU) SetMSR(index uint32, value uint64) error {
+	n, err := c.SetMSRs([]MSR{{Index: index, Data: value}})
+	if err == nil && n != 1 {
+		err = errors.New("KVM_SET_MSRS: not accepted")
+	}
+	if err != nil {
+		return fmt.Errorf("MSR %#x = %#x: %w", index, value, err)
+	}
+	return nil
+}

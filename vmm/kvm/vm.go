@@ -3,40 +3,23 @@ package kvm
 import (
 	"fmt"
 
-	"golang.org/x/sys/unix"
-
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
 )
 
 // VM is a KVM virtual machine.
 type VM struct {
-	fd      int
+	file
 	runSize int // bytes of a vCPU's shared kvm_run area
-}
-
-// Close drops the monitor's hold of the VM; it ends with its last vCPU.
-func (v *VM) Close() error { return unix.Close(v.fd) }
-
-// Check returns the value of a capability of this VM; 0 means absent.
-func (v *VM) Check(capability int) int {
-	n, err := gokvm.Ioctl(uintptr(v.fd), gokvm.IIO(nrCheckExtension), uintptr(capability))
-	if err != nil {
-		return 0
-	}
-	return int(n)
 }
 
 // SetMemory backs [gpa, gpa+size) with the host memory at hostAddr
 // (KVM_SET_USER_MEMORY_REGION). Once an interrupt controller exists the call
 // waits for a kernel grace period, milliseconds on some hosts: memory comes first.
 func (v *VM) SetMemory(slot uint32, gpa, size uint64, hostAddr uintptr) error {
-	err := gokvm.SetUserMemoryRegion(uintptr(v.fd), &gokvm.UserspaceMemoryRegion{
+	name := fmt.Sprintf("KVM_SET_USER_MEMORY_REGION slot %d, %#x+%#x", slot, gpa, size)
+	return write(v.file, name, nrSetMemory, &gokvm.UserspaceMemoryRegion{
 		Slot: slot, GuestPhysAddr: gpa, MemorySize: size, UserspaceAddr: uint64(hostAddr),
 	})
-	if err != nil {
-		return fmt.Errorf("KVM_SET_USER_MEMORY_REGION slot %d, %#x+%#x: %w", slot, gpa, size, err)
-	}
-	return nil
 }
 
 // IOEventFD flags (KVM_IOEVENTFD_FLAG_*).
@@ -75,4 +58,29 @@ type MSI struct {
 	Flags          uint32
 	DevID          uint32
 	_              [12]byte
+}
+
+// IOEventFD has KVM signal an eventfd on a guest write (KVM_IOEVENTFD).
+func (v *VM) IOEventFD(e IOEventFD) error {
+	return write(v.file, fmt.Sprintf("KVM_IOEVENTFD at %#x", e.Addr), nrIOEventFD, &e)
+}
+
+// IRQFD ties an eventfd to an interrupt input (KVM_IRQFD).
+func (v *VM) IRQFD(f IRQFD) error {
+	return write(v.file, fmt.Sprintf("KVM_IRQFD gsi %d", f.GSI), nrIRQFD, &f)
+}
+
+// SignalMSI delivers a message-signalled interrupt (KVM_SIGNAL_MSI).
+func (v *VM) SignalMSI(m MSI) error {
+	return write(v.file, "KVM_SIGNAL_MSI", nrSignalMSI, &m)
+}
+
+// SetIRQ drives an interrupt input of the in-kernel controllers (KVM_IRQ_LINE).
+// irq is a GSI on x86, the controller's encoding on arm64.
+func (v *VM) SetIRQ(irq uint32, asserted bool) error {
+	level := struct{ irq, level uint32 }{irq: irq}
+	if asserted {
+		level.level = 1
+	}
+	return write(v.file, fmt.Sprintf("KVM_IRQ_LINE %#x", irq), nrIRQLine, &level)
 }

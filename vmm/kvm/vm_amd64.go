@@ -1,37 +1,25 @@
 package kvm
 
-import (
-	"fmt"
-
-	gokvm "github.com/bobuhiro11/gokvm/kvm"
-)
-
 // CreateIRQChip creates both PICs, the IOAPIC and, for vCPUs to come, the local
 // APICs in the kernel (KVM_CREATE_IRQCHIP).
 func (v *VM) CreateIRQChip() error {
-	if err := gokvm.CreateIRQChip(uintptr(v.fd)); err != nil {
-		return fmt.Errorf("KVM_CREATE_IRQCHIP: %w", err)
-	}
-	return nil
+	_, err := v.call("KVM_CREATE_IRQCHIP", nrCreateIRQChip, 0)
+	return err
 }
 
 // SetTSSAddr gives KVM on Intel three pages of guest address space for itself
 // (KVM_SET_TSS_ADDR).
 func (v *VM) SetTSSAddr(addr uint32) error {
-	if err := gokvm.SetTSSAddr(uintptr(v.fd), addr); err != nil {
-		return fmt.Errorf("KVM_SET_TSS_ADDR %#x: %w", addr, err)
-	}
-	return nil
+	_, err := v.call("KVM_SET_TSS_ADDR", nrSetTSSAddr, uintptr(addr))
+	return err
 }
 
-// SetIRQ drives an interrupt input of the in-kernel controllers (KVM_IRQ_LINE_STATUS).
-func (v *VM) SetIRQ(gsi uint32, asserted bool) error {
-	var level uint32
-	if asserted {
-		level = 1
-	}
-	if err := gokvm.IRQLineStatus(uintptr(v.fd), gsi, level); err != nil {
-		return fmt.Errorf("KVM_IRQ_LINE gsi %d: %w", gsi, err)
-	}
-	return nil
+// CreatePIT creates the i8254 timer in the kernel, with the speaker's gate port
+// 0x61 that guests calibrate their clocks by (KVM_CREATE_PIT2).
+func (v *VM) CreatePIT() error {
+	const speakerDummy = 1 // KVM_PIT_SPEAKER_DUMMY
+	return write(v.file, "KVM_CREATE_PIT2", nrCreatePIT2, &struct {
+		flags uint32
+		_     [15]uint32
+	}{flags: speakerDummy})
 }

@@ -9,6 +9,8 @@ import (
 
 	"github.com/gvmm/gvmm/devices/usernet"
 	"github.com/gvmm/gvmm/vmm"
+
+	"github.com/gvmm/gvmm/vmm/kvm"
 )
 
 func parseFlags(t *testing.T, args ...string) (vmm.Config, error) {
@@ -89,13 +91,13 @@ func TestParseSize(t *testing.T) {
 func TestUsage(t *testing.T) {
 	for _, args := range [][]string{{"help"}, {"--help"}, {"run", "--help"}, {"help", "run"}, {"inspect", "-h"}, {"probe", "--help"}, {"version"}} {
 		var out, errs bytes.Buffer
-		if status := Main(args, &out, &errs); status != 0 || errs.Len() > 0 || out.Len() == 0 {
+		if status := Main(args, &out, &errs, kvm.Host{}); status != 0 || errs.Len() > 0 || out.Len() == 0 {
 			t.Errorf("%q: status %d, stdout %q, stderr %q", args, status, out.String(), errs.String())
 		}
 	}
 	for _, args := range [][]string{{}, {"fly"}, {"run"}, {"run", "/nonexistent/image"}, {"inspect"}, {"probe", "x"}, {"run", "--json", "x"}, {"run", "--timeout", "-1s", "x"}, {"run", "--log-level", "loud", "x"}} {
 		var out, errs bytes.Buffer
-		if status := Main(args, &out, &errs); status != vmm.StatusCannotStart || !strings.HasPrefix(errs.String(), "gvmm") {
+		if status := Main(args, &out, &errs, kvm.Host{}); status != vmm.StatusCannotStart || !strings.HasPrefix(errs.String(), "gvmm") {
 			t.Errorf("%q: status %d, stderr %q", args, status, errs.String())
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/gvmm/gvmm/boot"
 	"github.com/gvmm/gvmm/cet"
 	"github.com/gvmm/gvmm/vmm"
+	"github.com/gvmm/gvmm/vmm/kvm"
 )
 
 const inspectUsage = `usage: gvmm inspect [flags] IMAGE [-- ARG...]
@@ -85,7 +86,7 @@ the missing link and how to get it. Exit status 126 when there is no KVM.
 `
 
 // probe is `gvmm probe`.
-func probe(args []string, stdout io.Writer) (int, error) {
+func probe(args []string, stdout io.Writer, kernel kvm.Kernel) (int, error) {
 	var asJSON bool
 	fs := newFlags("probe", probeUsage, stdout)
 	fs.BoolVar(&asJSON, "json", false, "print JSON")
@@ -98,7 +99,7 @@ func probe(args []string, stdout io.Writer) (int, error) {
 	if help || err != nil {
 		return vmm.StatusOK, err
 	}
-	found := vmm.Probe()
+	found := vmm.Probe(kernel)
 	status := vmm.StatusOK
 	if !found[0].OK {
 		status = vmm.StatusLacking

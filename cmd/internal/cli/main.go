@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 
 	"github.com/gvmm/gvmm/vmm"
+	"github.com/gvmm/gvmm/vmm/kvm"
 )
 
 const usage = `gvmm runs unikernels and Linux in small KVM virtual machines.
@@ -34,8 +35,8 @@ const usage = `gvmm runs unikernels and Linux in small KVM virtual machines.
 type usageError struct{ error }
 
 // Main runs one command and returns the exit status. args are without the
-// program's name.
-func Main(args []string, stdout, stderr io.Writer) int {
+// program's name; kernel is whose KVM they use.
+func Main(args []string, stdout, stderr io.Writer, kernel kvm.Kernel) int {
 	if len(args) == 0 {
 		fmt.Fprint(stderr, usage)
 		return vmm.StatusCannotStart
@@ -44,11 +45,11 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	status := vmm.StatusOK
 	switch cmd, rest := args[0], args[1:]; cmd {
 	case "run":
-		status, err = run(rest, stdout, stderr)
+		status, err = run(rest, stdout, stderr, kernel)
 	case "inspect":
 		err = inspect(rest, stdout)
 	case "probe":
-		status, err = probe(rest, stdout)
+		status, err = probe(rest, stdout, kernel)
 	case "measure":
 		err = measure(rest, stdout)
 	case "verify":
@@ -57,7 +58,7 @@ func Main(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stdout, "gvmm", version())
 	case "help", "-h", "--help":
 		if len(rest) > 0 && rest[0] != "help" {
-			return Main([]string{rest[0], "--help"}, stdout, stderr)
+			return Main([]string{rest[0], "--help"}, stdout, stderr, kernel)
 		}
 		fmt.Fprint(stdout, usage)
 	default:

@@ -16,15 +16,17 @@ import (
 
 	"github.com/gvmm/gvmm/sev"
 	"github.com/gvmm/gvmm/sev/idauth"
+
+	"github.com/gvmm/gvmm/vmm/kvm"
 )
 
-const ovmfTail = "../../sev/testdata/ovmf_AmdSev_suffix.bin"
+const ovmfTail = "../../../sev/testdata/ovmf_AmdSev_suffix.bin"
 
 // measured runs gvmm measure and returns standard output.
 func measured(t *testing.T, args ...string) string {
 	t.Helper()
 	var out, errs bytes.Buffer
-	if status := Main(append([]string{"measure"}, args...), &out, &errs); status != 0 {
+	if status := Main(append([]string{"measure"}, args...), &out, &errs, kvm.Host{}); status != 0 {
 		t.Fatalf("%q: status %d: %s", args, status, errs.String())
 	}
 	return out.String()
@@ -66,7 +68,7 @@ func TestMeasureIDBlock(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	build := exec.Command("go", "build", "-o", dir, "../gvmm-verify")
+	build := exec.Command("go", "build", "-o", dir, "../../gvmm-verify")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -112,11 +114,11 @@ func TestMeasureErrors(t *testing.T) {
 		"unexpected \"image\"":             {"snp", "--vmm", "gce", "--firmware", ovmfTail, "image"},
 		"--firmware open":                  {"snp", "--vmm", "gce", "--firmware", "nowhere"},
 		"measure.go: size":                 {"snp", "--vmm", "gce", "--firmware", "measure.go"},
-		"suffix.bin: firmware has no sect": {"snp", "--vmm", "gce", "--firmware", "../../sev/testdata/ovmf_OvmfX64_suffix.bin", "--kernel", "measure.go"},
+		"suffix.bin: firmware has no sect": {"snp", "--vmm", "gce", "--firmware", "../../../sev/testdata/ovmf_OvmfX64_suffix.bin", "--kernel", "measure.go"},
 		"0 vCPUs":                          {"snp", "--vmm", "gce", "--firmware", ovmfTail, "--vcpus", "0"},
 	} {
 		var out, errs bytes.Buffer
-		if status := Main(append([]string{"measure"}, args...), &out, &errs); status != 125 || !strings.Contains(errs.String(), want) || out.Len() > 0 {
+		if status := Main(append([]string{"measure"}, args...), &out, &errs, kvm.Host{}); status != 125 || !strings.Contains(errs.String(), want) || out.Len() > 0 {
 			t.Errorf("%q: status %d, %q, want %q", args, status, errs.String(), want)
 		}
 	}

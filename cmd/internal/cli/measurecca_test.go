@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/gvmm/gvmm/vmm/kvm"
 )
 
 // A realm whose parts are all there; package cca has the vectors.
@@ -58,7 +60,7 @@ func TestMeasureCCA(t *testing.T) {
 		"not an arm64 Image": append(args, filepath.Join(dir, "dtb")), "no such file": append(args, "-i", "nothing", kernel),
 	} {
 		var out, errs bytes.Buffer
-		if status := Main(append([]string{"measure"}, args...), &out, &errs); status != 125 || !strings.Contains(errs.String(), say) {
+		if status := Main(append([]string{"measure"}, args...), &out, &errs, kvm.Host{}); status != 125 || !strings.Contains(errs.String(), say) {
 			t.Errorf("%q: status %d, %q; want %q", args, status, errs.String(), say)
 		}
 	}
@@ -67,7 +69,7 @@ func TestMeasureCCA(t *testing.T) {
 func TestVerifyWithoutVerifier(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	var out, errs bytes.Buffer
-	if status := Main([]string{"verify", "cca"}, &out, &errs); status != 125 || !strings.Contains(errs.String(), "neither beside gvmm nor in PATH") {
+	if status := Main([]string{"verify", "cca"}, &out, &errs, kvm.Host{}); status != 125 || !strings.Contains(errs.String(), "neither beside gvmm nor in PATH") {
 		t.Errorf("status %d, %q", status, errs.String())
 	}
 }

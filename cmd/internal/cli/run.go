@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gvmm/gvmm/vmm"
+	"github.com/gvmm/gvmm/vmm/kvm"
 )
 
 const runUsage = `usage: gvmm run [flags] IMAGE [-- ARG...]
@@ -33,8 +34,8 @@ interrupted; 139 it crashed. One line on standard error says which and why.
 `
 
 // run is `gvmm run`.
-func run(args []string, stdout, stderr io.Writer) (int, error) {
-	var cfg vmm.Config
+func run(args []string, stdout, stderr io.Writer, kernel kvm.Kernel) (int, error) {
+	cfg := vmm.Config{Kernel: kernel}
 	var timeout time.Duration
 	var quiet, dryRun, asJSON bool
 	var level string
