@@ -25,6 +25,8 @@ type Kernel interface {
 	// Map maps size bytes of fd, shared: a vCPU's struct kvm_run. What it
 	// returns is for [unix.Munmap].
 	Map(fd, size int) ([]byte, error)
+	// PunchHole gives back the memory behind part of a guest_memfd.
+	PunchHole(fd int, offset, size int64) error
 	// Close closes fd.
 	Close(fd int) error
 }
@@ -51,6 +53,11 @@ func (Host) Call(fd int, request, arg uintptr) (int, error) {
 // Map implements [Kernel].
 func (Host) Map(fd, size int) ([]byte, error) {
 	return unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+}
+
+// PunchHole implements [Kernel].
+func (Host) PunchHole(fd int, offset, size int64) error {
+	return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, offset, size)
 }
 
 // Close implements [Kernel].

@@ -52,6 +52,7 @@ const (
 	ExitIntr          = 10
 	ExitInternalError = 17
 	ExitSystemEvent   = 24
+	ExitMemoryFault   = 39
 )
 
 // Offsets in struct kvm_run.
@@ -68,11 +69,14 @@ func (c *VCPU) Bind() { c.tid.Store(int32(unix.Gettid())) }
 // Run enters the guest until the next exit. ok is false when a kick or a signal
 // ended the run instead; ExitReason then means nothing.
 func (c *VCPU) Run() (ok bool, err error) {
-	switch _, err := c.k.Call(c.fd, runRequest, 0); err {
-	case nil:
+	_, err = c.k.Call(c.fd, runRequest, 0)
+	switch {
+	case err == nil:
 		return true, nil
-	case unix.EINTR, unix.EAGAIN:
+	case err == unix.EINTR, err == unix.EAGAIN:
 		return false, nil
+	case err == unix.EFAULT && c.ExitReason() == ExitMemoryFault:
+		return true, nil // this one exit comes as an error (api.rst, KVM_EXIT_MEMORY_FAULT)
 	default:
 		return false, fmt.Errorf("KVM_RUN: %w", err)
 	}
