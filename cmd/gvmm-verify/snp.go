@@ -2,10 +2,12 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,11 +24,13 @@ const snpUsage = `usage: gvmm verify snp --report FILE [--vcek FILE | --certs DI
 Verifies an AMD SEV-SNP attestation report: its signature, the chain of the key's
 certificate up to AMD's roots, the match of certificate and report, revocation
 where a list is given, and each thing asked for. Prints one line a clause. Exit
-status 0 only if every clause held, 1 if one failed. No network is used.
+status 0 only if every clause held, 1 if one failed. No network is used unless
+--fetch is given.
 
   gvmm verify snp --report report.bin --vcek vcek.der \
       --measurement "$(gvmm measure snp --vmm qemu --firmware OVMF.fd --vcpus 1 --vcpu-type EPYC-Milan)"
   gvmm verify snp --report report.bin --certs certs/ --crl milan.crl --policy policy.json
+  gvmm verify snp --report report.bin --fetch --cache ~/.cache/snp
 
 A policy is a JSON object of what is asked for; docs/sev-snp.md lists it.
 
@@ -37,7 +41,7 @@ func verifySNP(args []string, stdout io.Writer) (int, error) {
 	var report, vcek, certs, policy, cache, at string
 	var lists, roots []string
 	var measurement, reportData verify.Hex
-	var asJSON bool
+	var asJSON, fetch bool
 	fs := pflag.NewFlagSet("verify snp", pflag.ContinueOnError)
 	fs.SortFlags = false
 	fs.SetOutput(io.Discard)
@@ -46,7 +50,8 @@ func verifySNP(args []string, stdout io.Writer) (int, error) {
 	fs.StringVar(&vcek, "vcek", "", "certificate `FILE` of the key that signed it (VCEK or VLEK), DER or PEM")
 	fs.StringVar(&certs, "certs", "", "`DIRECTORY` with certificates and revocation lists, DER or PEM")
 	fs.StringArrayVar(&lists, "crl", nil, "revocation list `FILE` (repeatable)")
-	fs.StringVar(&cache, "cache", "", "`DIRECTORY` that keeps the newest revocation list of each product; one kept there is checked")
+	fs.StringVar(&cache, "cache", "", "`DIRECTORY` that keeps the newest revocation list of each product, and certificates fetched; used where it has what is not given")
+	fs.BoolVar(&fetch, "fetch", false, "fetch a VCEK and a revocation list that are neither given nor in the cache from AMD's key service")
 	fs.Func("measurement", "the launch digest that is expected, `HEX`", func(s string) error { return measurement.UnmarshalText([]byte(s)) })
 	fs.Func("report-data", "what the guest put into its report, `HEX`, filled up with zeros to 64 bytes",
 		func(s string) error { return reportData.UnmarshalText([]byte(s)) })
@@ -76,6 +81,9 @@ func verifySNP(args []string, stdout io.Writer) (int, error) {
 	if err == nil {
 		err = snpFiles(&in, report, vcek, certs, lists, roots)
 	}
+	if err == nil {
+		err = complete(&in, fetch)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("verify snp: %w", err)
 	}
@@ -88,6 +96,20 @@ func verifySNP(args []string, stdout io.Writer) (int, error) {
 		status = 0
 	}
 	return status, printVerdict(stdout, verdict, asJSON)
+}
+
+// complete has the cache, and with fetch AMD's service, give what the flags did not.
+func complete(in *verify.Input, fetch bool) error {
+	var kds *verify.KDS
+	if fetch {
+		kds = &verify.KDS{URL: verify.KeyService, Client: http.DefaultClient}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), fetchTimeout)
+	defer cancel()
+	if err := in.Complete(ctx, kds); err != nil {
+		return fmt.Errorf("%w (without --fetch: give --vcek and --crl)", err)
+	}
+	return nil
 }
 
 // snpPolicy reads the policy in a file, "" for none; what flags ask for comes first.
@@ -176,3 +198,6 @@ func readFiles(paths []string) ([]verify.File, error) {
 	}
 	return files, nil
 }
+
+// fetchTimeout is how long a verdict waits for the network.
+const fetchTimeout = 30 * time.Second

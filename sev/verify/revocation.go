@@ -53,7 +53,8 @@ func older(a, b *x509.RevocationList) bool {
 	return a.ThisUpdate.Before(b.ThisUpdate)
 }
 
-// Cache is a directory that keeps the newest revocation list of each product line.
+// Cache is a directory that keeps the newest revocation list of each product
+// line, and the VCEKs that were fetched.
 type Cache string
 
 func (c Cache) path(line string) string { return filepath.Join(string(c), line+".crl") }
@@ -80,16 +81,21 @@ func (c Cache) load(r *root) (*x509.RevocationList, error) {
 
 // store keeps list, which checkList has passed.
 func (c Cache) store(r *root, list *x509.RevocationList) error {
+	return c.write(c.path(r.line), list.Raw)
+}
+
+// write puts data in the place of a file of the cache, whole or not at all.
+func (c Cache) write(path string, data []byte) error {
 	if err := os.MkdirAll(string(c), 0o755); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(string(c), ".list-")
+	f, err := os.CreateTemp(string(c), ".new-")
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(list.Raw)
+	_, err = f.Write(data)
 	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), c.path(r.line))
+		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
 		return errors.Join(err, os.Remove(f.Name()))

@@ -38,7 +38,7 @@ type Input struct {
 	Certs  Certs  // the key's certificate; CA certificates and lists where there are
 	Roots  Roots  // what is trusted
 	Policy Policy // has passed [Policy.Check]
-	Cache  Cache  // of revocation lists; "" for none
+	Cache  Cache  // "" for none
 	Now    time.Time
 }
 

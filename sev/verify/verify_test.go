@@ -217,7 +217,7 @@ func TestCache(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantFailed(t, check(0), "Milan.crl")
-	if left, err := filepath.Glob(string(cache) + "/.list-*"); err != nil || len(left) > 0 {
+	if left, err := filepath.Glob(string(cache) + "/.new-*"); err != nil || len(left) > 0 {
 		t.Error(left, err)
 	}
 }
