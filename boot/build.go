@@ -22,9 +22,12 @@ type Options struct {
 	Args   []string // the application's arguments
 
 	Initrd Blob // nil: none
+	Kernel Blob // what firmware is to boot ([OpenFirmware]); nil: what it finds
 
 	MMIO []MMIODevice // in the order in which the guest is to find them
 	PCI  []PCIDevice
+
+	SNP *SNP // make the plan of an SEV-SNP launch; nil: of a plain one
 }
 
 // Plan lays the guest out: every byte it starts with and the first registers.
@@ -42,6 +45,12 @@ func (img *Image) Plan(o Options) (*Plan, error) {
 	p := &Plan{
 		Arch: img.Arch, Format: img.Format, Protocol: img.Protocol, Machine: o.Machine,
 		Unikraft: img.Unikraft, RAM: RAMRanges(o.Memory), Cmdline: cmdline, Entry: img.Entry,
+	}
+	if o.firmware {
+		if err := p.addFirmware(img, o); err != nil {
+			return nil, err
+		}
+		return p, p.check()
 	}
 	for i, s := range img.Segments {
 		p.add(fmt.Sprintf("kernel segment %d", i), s.Base, s.Size, img.section(s.Offset, s.FileSize))
@@ -89,6 +98,18 @@ func (img *Image) complete(o *Options) error {
 	}
 	if o.Machine != MachinePC && o.Machine != MachineMicroVM {
 		return fmt.Errorf("machine %q: an x86-64 guest runs on pc or microvm", o.Machine)
+	}
+	if o.firmware = img.Format == FormatFirmware; o.firmware && o.Machine != MachinePC {
+		return fmt.Errorf("machine %q: firmware finds its devices on pc only", o.Machine)
+	}
+	if o.firmware && o.Kernel == nil && (o.Initrd != nil || o.Params != "" || len(o.Args) > 0) {
+		return errors.New("initrd or parameters without a kernel: firmware that boots a disk has no use for them")
+	}
+	if o.firmware && o.Kernel != nil {
+		var err error
+		if o.setup, err = setupSize(o.Kernel); err != nil {
+			return fmt.Errorf("kernel: %w", err)
+		}
 	}
 	if o.Name == "" {
 		o.Name = "kernel"
@@ -180,7 +201,7 @@ func (p *Plan) check() error {
 		return cmp.Compare(a.Base, b.Base)
 	})
 	for i, r := range p.Regions {
-		if !slices.ContainsFunc(p.RAM, func(m memory.Range) bool { return m.Contains(r.Base, r.Size) }) {
+		if !slices.ContainsFunc(p.Memory(), func(m memory.Range) bool { return m.Contains(r.Base, r.Size) }) {
 			return fmt.Errorf("%s at %v lies outside the guest's memory", r.Name, r.Range)
 		}
 		if i > 0 && r.Base < p.Regions[i-1].End() {

@@ -2,6 +2,7 @@ package boot
 
 import (
 	"io"
+	"slices"
 
 	"github.com/gvmm/gvmm/vmm/memory"
 )
@@ -19,9 +20,13 @@ const (
 // launch. A plain launch writes every region that has bytes.
 type Kind string
 
-// The kinds of region.
+// The kinds of region. Only a Normal one has bytes in Data.
 const (
-	Normal Kind = "normal" // bytes that are measured
+	Normal     Kind = "normal"     // bytes that are measured
+	Zero       Kind = "zero"       // zeros, measured as such
+	Unmeasured Kind = "unmeasured" // zeros whose address alone is measured
+	Secrets    Kind = "secrets"    // filled by the secure processor
+	CPUID      Kind = "cpuid"      // what the guest may believe of the processor, filled at the launch
 )
 
 // Region is one piece of guest memory that is not zero at the start.
@@ -50,6 +55,7 @@ const (
 	FormatELF32     Format = "ELF32"       // with a PVH entry
 	FormatBzImage   Format = "bzImage"     // Linux, compressed by its own build
 	FormatARM64     Format = "arm64 Image" // Linux or Unikraft for arm64
+	FormatFirmware  Format = "firmware"    // flat, entered by a reset: OVMF
 )
 
 // Protocol is how an image is entered.
@@ -61,6 +67,7 @@ const (
 	ProtocolLinux64   Protocol = "linux-64"  // Linux Documentation/arch/x86/boot.rst, 64-bit entry
 	ProtocolPVH       Protocol = "pvh"       // Xen docs/misc/pvh
 	ProtocolARM64     Protocol = "arm64"     // Linux Documentation/arch/arm64/booting.rst
+	ProtocolReset     Protocol = "reset"     // a processor's own reset vector
 )
 
 // Plan is everything a guest starts with: a value that can be printed, loaded,
@@ -73,15 +80,26 @@ type Plan struct {
 	Unikraft bool     // the image is a Unikraft unikernel: see [Image]
 
 	RAM     []memory.Range // guest RAM, ascending
-	Regions []Region       // ascending, not overlapping, inside RAM
+	Regions []Region       // not overlapping, inside RAM; ascending, but for a confidential launch in launch order
 	Cmdline string         // as the guest will read it
 	X86     *X86State      // first registers of vCPU 0, on AMD64
+	X86APs  *X86State      // of the others, where the launch measures them; nil: as KVM makes them
 
 	Entry memory.GPA // where vCPU 0 starts
+
+	Firmware *Firmware // nil: the guest starts without
 }
 
-// X86State is the state that a boot protocol sets on the first vCPU. What it
-// does not name is as KVM makes a new vCPU.
+// Memory returns all memory of the guest: RAM, and where its firmware lies.
+func (p *Plan) Memory() []memory.Range {
+	if p.Firmware == nil {
+		return p.RAM
+	}
+	return append(slices.Clone(p.RAM), p.Firmware.ROM)
+}
+
+// X86State is the state that a boot protocol sets on a vCPU. What it does not
+// name is as KVM makes a new vCPU.
 type X86State struct {
 	RAX, RBX, RCX, RDX, RSI, RDI, RSP, RBP uint64
 	RIP, RFLAGS                            uint64

@@ -33,6 +33,8 @@ type Config struct {
 	CETPreset cet.Preset // what of CET is on before the first instruction; "" leaves it to the guest
 	CETAudit  cet.Audit  // single-step the guest and check its returns and branches; "" for not
 
+	SNP *SNP // launch it as an AMD SEV-SNP guest; nil: as an ordinary one
+
 	Stdin  io.Reader // console input; nil: none
 	Stdout io.Writer // console output, byte for byte; nil: discarded
 	Log    *slog.Logger
@@ -81,6 +83,19 @@ type Share struct {
 	Dir      string
 	Tag      string
 	ReadOnly bool
+}
+
+// SNP is how a guest is launched under AMD SEV-SNP. The zero value launches with
+// the policy [sev.DefaultPolicy].
+type SNP struct {
+	Policy       uint64   // guest policy; 0: the default one
+	Features     uint64   // SEV_FEATURES besides bit 0, SNP active
+	IDBlock      []byte   // 96 bytes; nil: none
+	IDAuth       []byte   // 4096 bytes, with an ID block
+	HostData     [32]byte // goes into every report
+	VCEKDisabled bool     // reports are signed by the VLEK only
+	Certs        string   // file with the certificates for extended guest requests; "": none
+	CBit         int      // the page table bit that makes memory private; 0: 51
 }
 
 const (

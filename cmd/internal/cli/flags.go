@@ -1,6 +1,10 @@
 package cli
 
 import (
+	"bytes"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -12,6 +16,7 @@ import (
 	"github.com/gvmm/gvmm/boot"
 	"github.com/gvmm/gvmm/cet"
 	"github.com/gvmm/gvmm/devices/usernet"
+	"github.com/gvmm/gvmm/sev"
 	"github.com/gvmm/gvmm/vmm"
 )
 
@@ -83,6 +88,95 @@ func machineFlags(fs *pflag.FlagSet, cfg *vmm.Config) (finish func(args []string
 		cfg.Machine, cfg.Console = boot.Machine(machine), vmm.Console(console)
 		return addPublished(cfg, publish)
 	}
+}
+
+// snpFlag registers --sev-snp, whose value names what differs from the defaults.
+func snpFlag(fs *pflag.FlagSet, cfg *vmm.Config) {
+	fs.Var(parsed("policy=HEX,features=HEX,host-data=HEX,id-block=FILE,id-auth=FILE,certs=FILE,cbit=N,vcek-disabled", func(s string) (err error) {
+		cfg.SNP, err = parseSNP(s)
+		return err
+	}), "sev-snp", "launch as an AMD SEV-SNP guest; everything behind the = can be left out")
+	fs.Lookup("sev-snp").NoOptDefVal = "on"
+}
+
+func parseSNP(s string) (*vmm.SNP, error) {
+	c := new(vmm.SNP)
+	for o := range strings.SplitSeq(s, ",") {
+		key, val, _ := strings.Cut(o, "=")
+		var err error
+		switch key {
+		case "on":
+		case "policy":
+			c.Policy, err = parseHex(val, 64)
+		case "features":
+			c.Features, err = parseHex(val, 64)
+		case "host-data":
+			var b []byte
+			if b, err = parseBytes(val, len(c.HostData)); err == nil {
+				c.HostData = [32]byte(b)
+			}
+		case "id-block":
+			c.IDBlock, err = readIDFile(val, sev.IDBlockSize)
+		case "id-auth":
+			c.IDAuth, err = readIDFile(val, sev.IDAuthSize)
+		case "certs":
+			c.Certs = val
+		case "cbit":
+			if c.CBit, err = strconv.Atoi(val); err == nil && (c.CBit < 32 || c.CBit > 62) {
+				err = errors.New("give 32 to 62")
+			}
+		case "vcek-disabled":
+			c.VCEKDisabled = true
+		default:
+			err = errors.New("unknown: `--help` names the options")
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", o, err)
+		}
+	}
+	if c.IDBlock != nil {
+		policy := binary.LittleEndian.Uint64(c.IDBlock[sev.IDBlockSize-8:])
+		if c.Policy == 0 {
+			c.Policy = policy
+		}
+		if c.Policy != policy {
+			return nil, fmt.Errorf("policy=%x: the ID block is for policy %x: leave it out, or make a block for this one", c.Policy, policy)
+		}
+	}
+	if (c.IDBlock == nil) != (c.IDAuth == nil) {
+		return nil, errors.New("id-block and id-auth go together")
+	}
+	return c, nil
+}
+
+// readIDFile reads a file of n bytes, as they are or in base64.
+func readIDFile(path string, n int) ([]byte, error) {
+	b, err := readBounded(path, 4*int64(n))
+	if err != nil || len(b) == n {
+		return b, err
+	}
+	if d, err := base64.StdEncoding.DecodeString(string(bytes.TrimSpace(b))); err == nil && len(d) == n {
+		return d, nil
+	}
+	return nil, fmt.Errorf("%s: %d bytes: want %d, or those in base64", path, len(b), n)
+}
+
+// parseHex reads a hexadecimal number of so many bits.
+func parseHex(s string, bits int) (uint64, error) {
+	v, err := strconv.ParseUint(strings.TrimPrefix(strings.ToLower(s), "0x"), 16, bits)
+	if err != nil {
+		return 0, fmt.Errorf("%q is no hexadecimal number of %d bits", s, bits)
+	}
+	return v, nil
+}
+
+// parseBytes reads n bytes in hexadecimal.
+func parseBytes(s string, n int) ([]byte, error) {
+	b, err := hex.DecodeString(s)
+	if err != nil || len(b) != n {
+		return nil, fmt.Errorf("%q: want %d bytes in hexadecimal", s, n)
+	}
+	return b, nil
 }
 
 // addPublished gives the forwards of -p to the first user network, making one

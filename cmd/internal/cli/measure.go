@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -103,24 +102,22 @@ func (f *snpFlags) register(fs *pflag.FlagSet) {
 // hexFlag is a flag that takes a hexadecimal number of so many bits.
 func hexFlag(set func(uint64), bits int) *value {
 	return parsed("HEX", func(s string) error {
-		v, err := strconv.ParseUint(strings.TrimPrefix(strings.ToLower(s), "0x"), 16, bits)
-		if err != nil {
-			return fmt.Errorf("%q is no hexadecimal number of %d bits", s, bits)
+		v, err := parseHex(s, bits)
+		if err == nil {
+			set(v)
 		}
-		set(v)
-		return nil
+		return err
 	})
 }
 
 // bytesFlag is a flag that takes n bytes in hexadecimal.
 func bytesFlag(n int, set func([]byte)) *value {
 	return parsed("HEX", func(s string) error {
-		b, err := hex.DecodeString(s)
-		if err != nil || len(b) != n {
-			return fmt.Errorf("%q: want %d bytes in hexadecimal", s, n)
+		b, err := parseBytes(s, n)
+		if err == nil {
+			set(b)
 		}
-		set(b)
-		return nil
+		return err
 	})
 }
 
