@@ -9,6 +9,10 @@ import (
 // ACPI 6.5. Numbers in comments are its sections.
 const (
 	acpiHeaderSize = 36 // 5.2.6
+	acpiRSDPSize   = 36 // 5.2.5.3
+	fadtFACS       = 36 // 5.2.9, pointers in the FADT
+	fadtDSDT       = 40
+	fadtXDSDT      = 140
 
 	fadtResetSupported = 1 << 10 // 5.2.9, fixed feature flags
 	fadtWBINVD         = 1 << 0
@@ -24,8 +28,8 @@ const (
 // routing, so only level-triggered inputs need overrides; a fixed power button
 // is there, and power-off goes through PM1a_CNT with sleep type 0.
 func acpiTables(o Options) ([]byte, error) {
-	const rsdpSize, facsSize, align = 36, 64, 64
-	blob := make([]byte, rsdpSize)
+	const facsSize, align = 64, 64
+	blob := make([]byte, acpiRSDPSize)
 	add := func(b []byte) uint64 {
 		blob = append(blob, make([]byte, -len(blob)&(align-1))...)
 		at := uint64(acpiBase) + uint64(len(blob))
@@ -52,10 +56,10 @@ func acpiTables(o Options) ([]byte, error) {
 	copy(blob[9:], "GVMM  ")
 	blob[15] = 2 // revision: extended checksum and XSDT are there
 	put32(blob, 16, uint32(rsdt))
-	put32(blob, 20, rsdpSize)
+	put32(blob, 20, acpiRSDPSize)
 	put64(blob, 24, xsdt)
 	blob[8] = checksum(blob[:20])
-	blob[32] = checksum(blob[:rsdpSize])
+	blob[32] = checksum(blob[:acpiRSDPSize])
 	if len(blob) > acpiRoom {
 		return nil, fmt.Errorf("ACPI tables: %d bytes for %d vCPUs and %d devices, room for %d: use fewer", len(blob), o.CPUs, len(o.MMIO)+len(o.PCI), acpiRoom)
 	}
@@ -94,8 +98,8 @@ func fadt(facs, dsdt uint64) []byte {
 		b[off], b[off+1], b[off+3] = 1, bits, access // system I/O
 		put64(b, off+4, uint64(address))
 	}
-	put32(b, 36, uint32(facs))
-	put32(b, 40, uint32(dsdt))
+	put32(b, fadtFACS, uint32(facs))
+	put32(b, fadtDSDT, uint32(dsdt))
 	put16(b, 46, uint16(SCIIRQ))
 	put32(b, 56, uint32(PM1aEvent))
 	put32(b, 64, uint32(PM1aControl))
@@ -107,7 +111,7 @@ func fadt(facs, dsdt uint64) []byte {
 	port(116, ResetPort, 8, 1)
 	b[128] = 0xfe // what resets
 	b[131] = 5    // minor version
-	put64(b, 140, dsdt)
+	put64(b, fadtXDSDT, dsdt)
 	port(148, PM1aEvent, 32, 2)
 	port(172, PM1aControl, 16, 2)
 	copy(b[268:], "gvmm")
@@ -156,7 +160,7 @@ func dsdt(o Options) []byte {
 			amlResources(resMemory(uint32(d.Base), uint32(d.Size)), resEdgeIRQ(d.IRQ))))
 	}
 	if o.Machine == MachinePC {
-		devices = append(devices, pciHost(o.PCI))
+		devices = append(devices, pciHost(o))
 	}
 	off := amlDefine(`_S5_`, amlPackage(amlInteger(0), amlInteger(0), amlInteger(0), amlInteger(0)))
 	return acpiTable("DSDT", 2, bytes.Join([][]byte{amlScope(`\_SB_`, devices...), off}, nil))
@@ -164,11 +168,16 @@ func dsdt(o Options) []byte {
 
 // pciHost is the host bridge on ports 0xcf8 to 0xcff with its one bus. The
 // interrupts are hard-wired (6.2.13): no link devices.
-func pciHost(slots []PCIDevice) []byte {
+func pciHost(o Options) []byte {
 	var routes [][]byte
-	for _, d := range slots {
+	for _, d := range o.PCI {
 		routes = append(routes, amlPackage(amlInteger(uint64(d.Slot)<<16|0xffff),
 			amlInteger(0), amlInteger(0), amlInteger(uint64(d.IRQ))))
+	}
+	memory, size := uint32(PCIMemBase), uint32(PCIMemSize)
+	if o.firmware { // places the devices anew, from 2 GiB or the end of RAM on
+		memory = uint32(max(1<<31, min(o.Memory, uint64(RAMHole))))
+		size = uint32(IOAPICBase) - memory
 	}
 	return amlDevice("PCI0",
 		amlDefine("_HID", amlEISAID("PNP0A03")),
@@ -178,6 +187,6 @@ func pciHost(slots []PCIDevice) []byte {
 			resWindow(resSpaceBus, 0, 1),
 			resPorts(PCIPort, 8),
 			resWindow(resSpacePorts, uint32(PCIIOBase), PCIIOSize),
-			resWindow(resSpaceMemory, uint32(PCIMemBase), PCIMemSize)),
+			resWindow(resSpaceMemory, memory, size)),
 		amlDefine("_PRT", amlPackage(routes...)))
 }

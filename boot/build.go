@@ -28,6 +28,9 @@ type Options struct {
 	PCI  []PCIDevice
 
 	SNP *SNP // make the plan of an SEV-SNP launch; nil: of a plain one
+
+	firmware bool  // it boots the guest
+	setup    int64 // bytes of setup sectors in Kernel, if it is a Linux kernel
 }
 
 // Plan lays the guest out: every byte it starts with and the first registers.

@@ -35,6 +35,8 @@ func (img *Image) cmdline(o Options) (string, error) {
 			limit = int(img.setup.cmdlineMax)
 		}
 		line, err = linuxCmdline(o.Params, o.Args)
+	case o.setup > 0: // Linux, handed over by firmware
+		line, err = linuxCmdline(o.Params, o.Args)
 	default:
 		words := []string{o.Params}
 		if img.Protocol == ProtocolMultiboot {

@@ -18,6 +18,8 @@ const (
 	DefaultMemoryUnikraft = 64 << 20
 	DefaultMemoryLinux    = 512 << 20
 	DefaultMemoryOther    = 128 << 20
+
+	minMemoryFirmware = 64<<20 - 1 // OVMF dies of less without a word
 )
 
 // Image is an image file that [Open] has recognized and checked.
@@ -140,7 +142,7 @@ func (img *Image) DefaultMemory() uint64 {
 	switch {
 	case img.Unikraft:
 		return DefaultMemoryUnikraft
-	case img.Linux:
+	case img.Linux, img.Format == FormatFirmware:
 		return DefaultMemoryLinux
 	}
 	return DefaultMemoryOther
@@ -151,7 +153,9 @@ func (img *Image) DefaultMemory() uint64 {
 // comes on top.
 func (img *Image) MinMemory(initrd int64) uint64 {
 	end := uint64(highRAMBase)
-	if n := len(img.Segments); n > 0 {
+	if img.Format == FormatFirmware {
+		end = minMemoryFirmware
+	} else if n := len(img.Segments); n > 0 {
 		end = max(end, uint64(img.Segments[n-1].End()))
 	}
 	end = roundUp(end, pageSize)
