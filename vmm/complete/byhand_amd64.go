@@ -171,54 +171,6 @@ func (c *Completer) compareExchange() bool {
 	return true
 }
 
-// maskmov does maskmovq and maskmovdqu: bytes of ModRM.reg whose mask byte in
-// ModRM.rm has its sign set go to DS:rDI.
-func (c *Completer) maskmov() bool {
-	in := &c.in
-	n := 16
-	var data, mask [16]byte
-	mmx := in.form.usesM()
-	if mmx {
-		n = 8 // x87Clear has settled the registers
-		top := le.Uint16(c.cpu.XSAVE[xFSW:]) >> 11 & 7
-		register := func(i uint8) []byte { return c.cpu.XSAVE[xST+16*((uint16(i)-top)&7):] }
-		copy(data[:8], register(in.reg&7))
-		copy(mask[:8], register(in.rm&7))
-	} else {
-		if !c.settle(xSSE) {
-			return false
-		}
-		copy(data[:], c.cpu.XSAVE[xXMM+16*int(in.reg):])
-		copy(mask[:], c.cpu.XSAVE[xXMM+16*int(in.rm):])
-	}
-	lo, hi := n, 0
-	for i := range n {
-		if mask[i]&0x80 != 0 {
-			lo, hi = min(lo, i), i+1
-		}
-	}
-	if lo < hi {
-		seg := uint8(DS)
-		if in.seg >= 0 {
-			seg = uint8(in.seg)
-		}
-		lin, ok := c.linear(seg, c.wrap(c.wrap(c.cpu.GPR[RDI])+uint64(lo)), hi-lo, true)
-		if !ok || !c.prepare(&c.op, lin, hi-lo, accWrite) {
-			return false
-		}
-		for i := lo; i < hi; i++ {
-			if mask[i]&0x80 != 0 {
-				c.buf[0] = data[i]
-				c.write(&c.op, i-lo, c.buf[:1])
-			}
-		}
-	}
-	if mmx {
-		c.enterMMX()
-	}
-	return true
-}
-
 // gather does the AVX2 gathers: element by element from the lowest, clearing
 // the mask as it goes, so that a fault leaves what was done (SDM vol. 2, VPGATHERDD).
 func (c *Completer) gather() bool {

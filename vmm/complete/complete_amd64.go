@@ -229,14 +229,19 @@ func (c *Completer) step() bool {
 		return true
 	case hUD:
 		return c.raise(vecUD)
-	case hMask:
-		return c.maskmov()
+	case hMask: // the memory operand goes without saying, at rDI
+		in.sseg, in.off = DS, c.wrap(c.cpu.GPR[RDI])
+		if in.seg >= 0 {
+			in.sseg = uint8(in.seg)
+		}
+		if f.usesM() {
+			return c.runMasked(8, accWrite)
+		}
+		return c.runMasked(16, accWrite)
 	case hGather:
 		return c.gather()
 	case hX87:
 		return c.x87()
-	case hX87Env:
-		return c.x87Env()
 	case hX87Wait:
 		if c.cpu.CR0&(cr0MP|cr0TS) == cr0MP|cr0TS {
 			return c.raise(vecNM)
@@ -317,8 +322,25 @@ func (in *inst) size() int {
 			return 8
 		}
 		return 4
+	case mEnv:
+		n := 28
+		if in.opBytes == 2 {
+			n = 14
+		}
+		if in.op == 0xDD {
+			n += 80
+		}
+		return n
 	}
 	return 0
+}
+
+// access is how the memory operand is accessed.
+func (in *inst) access() access {
+	if in.form&store != 0 {
+		return accWrite
+	}
+	return accRead
 }
 
 // runForm executes a row of the table on the host.
@@ -332,10 +354,7 @@ func (c *Completer) runForm() bool {
 		return c.runHost()
 	}
 	n := in.size()
-	acc := accRead
-	if f&store != 0 {
-		acc = accWrite
-	}
+	acc := in.access()
 	if f&(maskVV|maskVS) != 0 || in.aaa != 0 {
 		return c.runMasked(n, acc)
 	}
@@ -377,20 +396,19 @@ func (c *Completer) runByteSource() bool {
 }
 
 // runMasked executes a vector load or store that touches only the elements
-// whose mask element in vvvv has its sign set, or for EVEX those with a bit in
-// the mask register; a page without such an element
-// is not accessed at all (SDM vol. 2, VMASKMOV).
+// whose mask element has its sign set, in vvvv or for maskmovq and maskmovdqu
+// in ModRM.rm, or for EVEX those with a bit in the mask register; a page
+// without such an element is not accessed at all (SDM vol. 2, VMASKMOV).
 func (c *Completer) runMasked(n int, acc access) bool {
 	in := &c.in
 	size := 4
-	if in.form&maskVV != 0 && in.w || in.form&maskVS != 0 && in.op&1 != 0 {
-		size = 8
-	}
 	var mask [32]byte
 	var bits uint64
-	if in.k512 {
-		if !c.settle(c.vectorState()) {
-			return false
+	ok := true
+	switch {
+	case in.k512:
+		if ok = c.settle(c.vectorState()); !ok {
+			break
 		}
 		size = in.element()
 		k, _ := c.component(5)
@@ -398,7 +416,21 @@ func (c *Completer) runMasked(n int, acc access) bool {
 		if in.bcast && bits<<(64-(16<<in.ll)/size) != 0 {
 			bits = 1 // any element reads the one
 		}
-	} else if !c.vector(in.vvvv, &mask) {
+	case in.form.usesM(): // x87Clear has settled the registers
+		size = 1
+		top := le.Uint16(c.cpu.XSAVE[xFSW:]) >> 11 & 7
+		copy(mask[:8], c.cpu.XSAVE[xST+16*((uint16(in.rm)-top)&7):])
+	case in.form.hand() == hMask:
+		size = 1
+		ok = c.settle(xSSE)
+		copy(mask[:16], c.cpu.XSAVE[xXMM+16*int(in.rm):])
+	default:
+		if in.form&maskVV != 0 && in.w || in.form&maskVS != 0 && in.op&1 != 0 {
+			size = 8
+		}
+		ok = c.vector(in.vvvv, &mask)
+	}
+	if !ok {
 		return false
 	}
 	active := func(i int) bool {

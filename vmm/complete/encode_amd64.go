@@ -43,6 +43,9 @@ func (c *Completer) encode(k *code, regs *renaming) {
 	f := in.form
 	*k, *regs = code{}, renaming{}
 	if in.mapNo == 0 { // x87
+		if f&mMask == mEnv && in.opBytes == 2 {
+			k.put(0x66)
+		}
 		k.put(in.op)
 		if in.mem {
 			k.put(in.reg&7<<3 | RDI)

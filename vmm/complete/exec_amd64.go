@@ -94,7 +94,7 @@ func (c *Completer) runHost() bool {
 	for i := range regs.n {
 		*host[i] = cpu.GPR[regs.guest[i]]
 	}
-	if in.mem {
+	if in.mem || in.form.hand() == hMask {
 		r.rdi = uint64(e.scratchAddr())
 	}
 	r.flags = cpu.RFLAGS & flagArith
@@ -102,7 +102,7 @@ func (c *Completer) runHost() bool {
 	e.place(&k)
 	mxcsr := c.mxcsr()
 	if components != 0 {
-		c.load(components, mxcsr)
+		c.toHost(components, mxcsr)
 	}
 
 	run(r)
@@ -126,7 +126,7 @@ func (c *Completer) runHost() bool {
 		mxcsr |= raised
 	}
 	if components != 0 {
-		c.store(components)
+		c.fromHost(components)
 	}
 	if vector {
 		c.setMXCSR(mxcsr)
@@ -139,8 +139,8 @@ func (c *Completer) runHost() bool {
 	return true
 }
 
-// load copies components of the guest's image to the host's XSAVE area.
-func (c *Completer) load(components uint64, mxcsr uint32) {
+// toHost copies components of the guest's image to the host's XSAVE area.
+func (c *Completer) toHost(components uint64, mxcsr uint32) {
 	s, x := c.exec.state, c.cpu.XSAVE
 	copy(s[:xXMMEnd], x)
 	clear(s[xBV:xHeaderEnd])
@@ -167,8 +167,8 @@ func (c *Completer) load(components uint64, mxcsr uint32) {
 	}
 }
 
-// store copies components of the host's XSAVE area back to the guest's image.
-func (c *Completer) store(components uint64) {
+// fromHost copies components of the host's XSAVE area back to the guest's image.
+func (c *Completer) fromHost(components uint64) {
 	s, x := c.exec.state, c.cpu.XSAVE
 	if components&xX87 != 0 {
 		copy(x[:xMXCSR], s)

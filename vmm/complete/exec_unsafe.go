@@ -108,7 +108,7 @@ func (e *execArea) place(k *code) {
 
 // operand returns n zeroed bytes of the scratch area.
 func (e *execArea) operand(n int) []byte {
-	clear(e.scratch[:64])
+	clear(e.scratch[:128])
 	return e.scratch[:n]
 }
 

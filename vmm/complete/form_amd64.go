@@ -27,6 +27,7 @@ const (
 	mDup  form = 11 << 4 // 8 at 128 bits, 32 at 256 (movddup)
 	mW    form = 12 << 4 // 8 with W, else 4
 	m10   form = 13 << 4
+	mEnv  form = 14 << 4 // an x87 environment, with DD and the registers: SDM vol. 1, 8.1.10
 	mMask form = 15 << 4
 
 	store form = 1 << 8 // memory is written, not read
@@ -109,7 +110,6 @@ const (
 	hHint    // prefetch and hint nops: nothing
 	hMask    // maskmovq, maskmovdqu
 	hGather  // vgather*, vpgather*
-	hX87Env  // fldenv, fnstenv, frstor, fnsave
 	hX87Wait // fwait
 	hUD      // ud0, ud1, ud2
 	hGroup15 // 0f ae: fxsave, xsave and their kin, mxcsr, fences, segment bases

@@ -9,21 +9,18 @@ func x87Form(in *inst) form {
 		type r = [8]form
 		f := [8]r{
 			{m4, m4, m4, m4, m4, m4, m4, m4},
-			{m4, 0, m4 | store, m4 | store, hX87Env << hand, m2, hX87Env << hand, m2 | store},
+			{m4, 0, m4 | store, m4 | store, mEnv, m2, mEnv | store, m2 | store},
 			{m4, m4, m4, m4, m4, m4, m4, m4},
 			{m4, m4 | store, m4 | store, m4 | store, 0, m10, 0, m10 | store},
 			{m8, m8, m8, m8, m8, m8, m8, m8},
-			{m8, m8 | store, m8 | store, m8 | store, hX87Env << hand, 0, hX87Env << hand, m2 | store},
+			{m8, m8 | store, m8 | store, m8 | store, mEnv, 0, mEnv | store, m2 | store},
 			{m2, m2, m2, m2, m2, m2, m2, m2},
 			{m2, m2 | store, m2 | store, m2 | store, m10, m8, m10 | store, m8 | store},
 		}[in.op&7][g]
-		switch {
-		case f == 0:
+		if f == 0 {
 			return 0
-		case f.hand() == 0:
-			return f | run
 		}
-		return f | legacyAny
+		return f | run
 	}
 	// One bit for each register form C0 to FF.
 	known := [8]uint64{
@@ -59,32 +56,35 @@ func (c *Completer) x87Clear() bool {
 func (c *Completer) x87() bool {
 	in := &c.in
 	g := in.reg & 7
-	// fnclex, fninit, fnstcw, fnstsw m16, fnstsw ax do not wait.
-	noWait := !in.mem && in.op == 0xDB && g == 4 || !in.mem && in.op == 0xDF && g == 4 ||
-		in.mem && in.op == 0xD9 && g == 7 || in.mem && in.op == 0xDD && g == 7
-	loadCW := in.mem && in.op == 0xD9 && g == 5
+	// fnclex, fninit, fnstcw, fnstsw m16, fnstsw ax, fnstenv, fnsave do not wait.
+	noWait := !in.mem && (in.op == 0xDB || in.op == 0xDF) && g == 4 ||
+		in.mem && (in.op == 0xD9 || in.op == 0xDD) && g >= 6
+	control := in.mem && in.op&^4 == 0xD9 && (g == 4 || g == 5) // fldcw, fldenv, frstor
+	if in.form&mMask == mEnv && !c.cpu.protected() {
+		return c.deny("x87 environment in real-address mode")
+	}
 	if !c.fpuReady() || !noWait && !c.x87Clear() || !c.settle(xX87) {
 		return false
 	}
-	if in.mem && in.form&store == 0 && !c.area(in.size(), 1, accRead) ||
-		in.mem && in.form&store != 0 && !c.area(in.size(), 1, accWrite) {
-		return false
-	}
+	acc := in.access()
 	var data []byte
 	if in.mem {
+		if !c.area(in.size(), 1, acc) {
+			return false
+		}
 		data = c.exec.operand(in.size())
 		// A store that an unmasked exception suppresses leaves memory as it is.
-		if in.form&store == 0 || le.Uint16(c.cpu.XSAVE[xFCW:])&0x3f != 0x3f {
+		if acc == accRead || le.Uint16(c.cpu.XSAVE[xFCW:])&0x3f != 0x3f {
 			c.read(&c.op, 0, data)
 		}
 	}
 	if !c.runHost() {
 		return false
 	}
-	if in.mem && in.form&store != 0 {
+	if in.mem && acc == accWrite {
 		c.write(&c.op, 0, data)
 	}
-	if !noWait && !loadCW {
+	if !noWait && !control {
 		c.x87Pointers()
 	}
 	return true
@@ -104,90 +104,6 @@ func (c *Completer) x87Pointers() {
 	}
 }
 
-// x87Env does fldenv, fnstenv, frstor and fnsave in the protected-mode formats
-// (SDM vol. 1, 8.1.10): control, status, tag, instruction pointer, selector and
-// opcode, operand pointer, selector, in 32-bit or 16-bit fields.
-func (c *Completer) x87Env() bool {
-	in := &c.in
-	if !c.cpu.protected() {
-		return c.deny("x87 environment in real-address mode")
-	}
-	x := c.cpu.XSAVE
-	w, n := 4, 28
-	if in.opBytes == 2 {
-		w, n = 2, 14
-	}
-	total, regs := n, in.op == 0xDD
-	if regs {
-		total += 80
-	}
-	b := c.buf[:total]
-	field := func(i int) []byte { return b[i*w:] }
-	if in.reg&7 == 4 { // fldenv, frstor
-		if !c.fpuReady() || !c.x87Clear() || !c.area(total, 1, accRead) {
-			return false
-		}
-		c.read(&c.op, 0, b)
-		copy(x[xFCW:], field(0)[:2])
-		le.PutUint16(x[xFCW:], le.Uint16(x[xFCW:])&0x1f7f|0x40)
-		sw := le.Uint16(field(1))
-		c.x87Rotate(int(sw >> 11 & 7))
-		le.PutUint16(x[xFSW:], sw)
-		x[xFTW] = 0
-		tags := le.Uint16(field(2))
-		for i := range 8 {
-			if tags>>(2*i)&3 != 3 {
-				x[xFTW] |= 1 << i
-			}
-		}
-		clear(x[xFOP:xMXCSR])
-		copy(x[xFIP:], field(3)[:w])
-		copy(x[xFDP:], field(5)[:w])
-		if w == 4 {
-			le.PutUint16(x[xFOP:], le.Uint16(field(4)[2:])&0x7ff)
-		}
-		if regs {
-			for i := range 8 {
-				copy(x[xST+16*i:][:10], b[n+10*i:])
-			}
-		}
-		c.x87Summary()
-		c.cpu.FPUChanged = true
-		return true
-	}
-	if !c.fpuReady() || !c.settle(xX87) || !c.area(total, 1, accWrite) {
-		return false
-	}
-	clear(b)
-	if w == 4 {
-		for _, i := range []int{0, 1, 2, 6} {
-			le.PutUint16(field(i)[2:], 0xffff)
-		}
-		le.PutUint16(field(4)[2:], le.Uint16(x[xFOP:])&0x7ff)
-	}
-	copy(field(0)[:2], x[xFCW:])
-	copy(field(1)[:2], x[xFSW:])
-	le.PutUint16(field(2), c.x87Tags())
-	copy(field(3)[:w], x[xFIP:])
-	copy(field(5)[:w], x[xFDP:])
-	if regs {
-		for i := range 8 {
-			copy(b[n+10*i:][:10], x[xST+16*i:])
-		}
-	}
-	c.write(&c.op, 0, b)
-	if regs { // and initialize
-		c.x87Rotate(0)
-		clear(x[:xMXCSR])
-		le.PutUint16(x[xFCW:], fcwInit)
-	} else { // and mask
-		x[xFCW] |= 0x3f
-		c.x87Summary()
-	}
-	c.cpu.FPUChanged = true
-	return true
-}
-
 // x87Summary makes the status word's error summary and busy bits follow its
 // exception flags.
 func (c *Completer) x87Summary() {
@@ -197,30 +113,6 @@ func (c *Completer) x87Summary() {
 		sw |= 0x8080
 	}
 	le.PutUint16(x[xFSW:], sw)
-}
-
-// x87Tags returns the full tag word: 0 valid, 1 zero, 2 special, 3 empty.
-func (c *Completer) x87Tags() uint16 {
-	x := c.cpu.XSAVE
-	top := int(le.Uint16(x[xFSW:]) >> 11 & 7)
-	var tags uint16
-	for i := range 8 {
-		tag := uint16(3)
-		if x[xFTW]>>i&1 != 0 {
-			st := x[xST+16*((i-top)&7):]
-			exp, man := le.Uint16(st[8:])&0x7fff, le.Uint64(st)
-			switch {
-			case exp == 0x7fff || exp != 0 && man>>63 == 0 || exp == 0 && man != 0:
-				tag = 2
-			case exp == 0:
-				tag = 1
-			default:
-				tag = 0
-			}
-		}
-		tags |= tag << (2 * i)
-	}
-	return tags
 }
 
 // enterMMX does what every MMX instruction does to the x87 state: no register is

@@ -119,42 +119,69 @@ func (c *Completer) area(n int, align uint64, acc access) bool {
 	return c.prepare(&c.op, lin, n, acc)
 }
 
-// xmmBytes returns how many bytes of the XMM registers exist in this mode, and
-// of the same number of YMM halves.
-func (c *Completer) xmmBytes() int {
-	if c.in.mode == 64 {
-		return 256
-	}
-	return 128
-}
-
-// legacyOut writes the x87 part of an FXSAVE image to b: the image holds 64-bit
-// pointers, the 32-bit forms have a selector (always 0) above 32 bits.
-func (c *Completer) legacyOut(b []byte) {
-	x := c.cpu.XSAVE
-	copy(b[:xMXCSR], x)
-	copy(b[xST:xXMM], x[xST:])
-	b[xFTW+1] = 0
+// legacy copies the x87 part of an image, from the guest's state or to it. The
+// image holds 64-bit pointers; the 32-bit forms have a selector (always 0) above
+// 32 bits.
+func (c *Completer) legacy(dst, src []byte) {
+	copy(dst[:xMXCSR], src)
+	copy(dst[xST:xXMM], src[xST:])
+	dst[xFTW+1] = 0
 	if !c.in.w {
-		le.PutUint32(b[xFIP+4:], 0)
-		le.PutUint32(b[xFDP+4:], 0)
+		le.PutUint32(dst[xFIP+4:], 0)
+		le.PutUint32(dst[xFDP+4:], 0)
 	}
 	for i := xST + 10; i < xXMM; i += 16 {
-		clear(b[i : i+6])
+		clear(dst[i : i+6])
 	}
 }
 
-// legacyIn is the reverse of legacyOut.
-func (c *Completer) legacyIn(b []byte) {
-	x := c.cpu.XSAVE
-	copy(x[:xMXCSR], b)
-	copy(x[xST:xXMM], b[xST:])
-	x[xFTW+1] = 0
-	c.x87Summary()
-	if !c.in.w {
-		le.PutUint32(x[xFIP+4:], 0)
-		le.PutUint32(x[xFDP+4:], 0)
+// layout is where an image has its components.
+type layout [32]int
+
+// save copies components of the guest's state to the image b, load the other way.
+func (c *Completer) save(b []byte, components uint64, at *layout) {
+	if components&xX87 != 0 {
+		c.legacy(b, c.cpu.XSAVE)
 	}
+	for i := 1; i < 32; i++ {
+		if components>>i&1 != 0 {
+			copy(b[at[i]:], c.part(i))
+		}
+	}
+}
+
+func (c *Completer) load(b []byte, components uint64, at *layout) {
+	if components&xX87 != 0 {
+		c.legacy(c.cpu.XSAVE, b)
+		c.x87Summary()
+	}
+	for i := 1; i < 32; i++ {
+		if components>>i&1 != 0 {
+			copy(c.part(i), b[at[i]:])
+		}
+	}
+	c.cpu.FPUChanged = true
+}
+
+// part returns component i >= 1 of the guest's state as far as it exists in this
+// mode: 32-bit code has eight of the XMM and YMM registers.
+func (c *Completer) part(i int) []byte {
+	from, end := xXMM, xXMMEnd
+	if i > 1 {
+		from, end = c.component(i)
+	}
+	if i <= 2 && c.in.mode != 64 {
+		end = from + 128
+	}
+	return c.cpu.XSAVE[from:end]
+}
+
+// fxComponents is what fxsave and fxrstor move: EFER.FFXSR has them leave XMM alone.
+func (c *Completer) fxComponents() uint64 {
+	if c.in.mode == 64 && c.cpu.CPL == 0 && c.cpu.EFER&eferFFXSR != 0 {
+		return xX87
+	}
+	return xX87 | xSSE
 }
 
 // fxsave (SDM vol. 2, FXSAVE). Bytes 416 to 511 are left alone.
@@ -162,28 +189,19 @@ func (c *Completer) fxsave() bool {
 	if !c.fpuReady() || !c.area(512, 16, accWrite) || !c.settle(xX87|xSSE) {
 		return false
 	}
-	b := c.buf[:xXMMEnd]
-	c.legacyOut(b)
-	copy(b[xMXCSR:], c.cpu.XSAVE[xMXCSR:xMXCSR+4])
-	le.PutUint32(b[xMXCSRMask:], c.mxcsrMask)
-	n := xXMM
-	if !c.fastFX() {
-		n += copy(b[xXMM:], c.cpu.XSAVE[xXMM:xXMM+c.xmmBytes()])
-	}
-	c.write(&c.op, 0, b[:n])
+	b := c.buf[:512]
+	c.read(&c.op, 0, b)
+	c.save(b, c.fxComponents(), &layout{1: xXMM})
+	c.putMXCSR(b)
+	c.write(&c.op, 0, b)
 	return true
-}
-
-// fastFX reports whether EFER.FFXSR has fxsave and fxrstor leave XMM alone.
-func (c *Completer) fastFX() bool {
-	return c.in.mode == 64 && c.cpu.CPL == 0 && c.cpu.EFER&eferFFXSR != 0
 }
 
 func (c *Completer) fxrstor() bool {
 	if !c.fpuReady() || !c.area(512, 16, accRead) {
 		return false
 	}
-	b := c.buf[:xXMMEnd]
+	b := c.buf[:512]
 	c.read(&c.op, 0, b)
 	mxcsr := le.Uint32(b[xMXCSR:])
 	if mxcsr&^c.mxcsrMask != 0 {
@@ -192,12 +210,14 @@ func (c *Completer) fxrstor() bool {
 	if !c.settle(xX87 | xSSE) {
 		return false
 	}
-	c.legacyIn(b)
+	c.load(b, c.fxComponents(), &layout{1: xXMM})
 	c.setMXCSR(mxcsr)
-	if !c.fastFX() {
-		copy(c.cpu.XSAVE[xXMM:xXMM+c.xmmBytes()], b[xXMM:])
-	}
 	return true
+}
+
+func (c *Completer) putMXCSR(image []byte) {
+	le.PutUint32(image[xMXCSR:], c.mxcsr())
+	le.PutUint32(image[xMXCSRMask:], c.mxcsrMask)
 }
 
 func (c *Completer) mxcsr() uint32 { return le.Uint32(c.cpu.XSAVE[xMXCSR:]) }
@@ -249,38 +269,35 @@ func (c *Completer) xsaveReady() (uint64, bool) {
 	return cpu.XCR0 & (cpu.GPR[RDX]<<32 | cpu.GPR[RAX]&0xffffffff), true
 }
 
-// layout returns the offset of each component of an image and its length:
-// standard, or compacted when compBV names the components it holds (SDM vol. 1, 13.4.3).
-func (c *Completer) layout(components, compBV uint64, off *[32]int) (int, bool) {
-	end := xHeaderEnd
+// place finds the components of an image and its length: standard, or
+// compacted when compBV names the components it holds (SDM vol. 1, 13.4.3).
+func (c *Completer) place(components, compBV uint64, at *layout) (int, bool) {
+	held, end := components|compBV, xHeaderEnd
+	at[1] = xXMM
 	for i := 2; i < 32; i++ {
-		held := components
-		if compBV != 0 {
-			held = compBV
-		}
 		if held>>i&1 == 0 {
 			continue
 		}
 		if c.guest.xSize[i] == 0 {
 			return 0, c.deny("an XSAVE component the host does not know")
 		}
-		at := int(c.guest.xOff[i])
+		at[i] = int(c.guest.xOff[i])
 		if compBV != 0 {
-			at = end
+			at[i] = end
 			if c.guest.xAlign>>i&1 != 0 {
-				at = (at + 63) &^ 63
+				at[i] = (end + 63) &^ 63
 			}
 		}
-		off[i] = at
-		if components>>i&1 != 0 || compBV != 0 {
-			end = max(end, at+int(c.guest.xSize[i]))
-		}
+		end = max(end, at[i]+int(c.guest.xSize[i]))
 	}
 	if components>>32 != 0 || end > maxOperand {
 		return 0, c.deny("an XSAVE image larger than completion knows")
 	}
 	return end, true
 }
+
+// compacted marks XCOMP_BV of the compacted format.
+const compacted = 1 << 63
 
 // xsave does xsave, xsaveopt and xsavec (SDM vol. 1, 13.7, 13.9 and 13.10).
 func (c *Completer) xsave(opt, compact bool) bool {
@@ -290,20 +307,15 @@ func (c *Completer) xsave(opt, compact bool) bool {
 	}
 	x := c.cpu.XSAVE
 	inUse := le.Uint64(x[xBV:])
-	if c.mxcsr() != mxcsrInit {
-		if compact || inUse&xSSE != 0 {
-			inUse |= xSSE
-		}
+	if c.mxcsr() != mxcsrInit && compact {
+		inUse |= xSSE
 	}
 	compBV := uint64(0)
 	if compact {
-		compBV = want | 1<<63
+		compBV = want
 	}
-	var at [32]int
-	n, ok := c.layout(want, compBV&^(1<<63), &at)
-	if compact && compBV<<1 == 0 {
-		n = xHeaderEnd
-	}
+	var at layout
+	n, ok := c.place(want, compBV, &at)
 	if !ok || !c.area(n, 64, accWrite) {
 		return false
 	}
@@ -315,44 +327,19 @@ func (c *Completer) xsave(opt, compact bool) bool {
 		return false
 	}
 	le.PutUint64(x[xBV:], inUse) // settle has marked what was only made readable
-	b := c.buf[:]
-	if put&xX87 != 0 {
-		c.legacyOut(b)
-		c.write(&c.op, 0, b[:xMXCSR])
-		c.write(&c.op, xST, b[xST:xXMM])
-	}
+	b := c.buf[:n]
+	c.read(&c.op, 0, b)
+	c.save(b, put, &at)
 	if compact && put&xSSE != 0 || !compact && want&(xSSE|xAVX) != 0 {
-		copy(b[xMXCSR:], x[xMXCSR:xMXCSR+4])
-		le.PutUint32(b[xMXCSRMask:], c.mxcsrMask)
-		c.write(&c.op, xMXCSR, b[xMXCSR:xST])
+		c.putMXCSR(b)
 	}
-	if put&xSSE != 0 {
-		copy(b, x[xXMM:xXMM+c.xmmBytes()])
-		c.write(&c.op, xXMM, b[:c.xmmBytes()])
-	}
-	for i := 2; i < 32; i++ {
-		if put>>i&1 == 0 {
-			continue
-		}
-		from, end := c.component(i)
-		if i == 2 && c.in.mode != 64 {
-			end = from + c.xmmBytes()
-		}
-		c.write(&c.op, at[i], x[from:end])
-	}
-	h := b[:16]
-	c.read(&c.op, xBV, h[:8])
-	bv := le.Uint64(h)&^want | inUse&want
+	bv := le.Uint64(b[xBV:])&^want | inUse&want
 	if compact {
 		bv = inUse & want
+		le.PutUint64(b[xCompBV:], compBV|compacted)
 	}
-	le.PutUint64(h, bv)
-	le.PutUint64(h[8:], compBV)
-	if compact {
-		c.write(&c.op, xBV, h)
-	} else {
-		c.write(&c.op, xBV, h[:8])
-	}
+	le.PutUint64(b[xBV:], bv)
+	c.write(&c.op, 0, b)
 	return true
 }
 
@@ -366,18 +353,16 @@ func (c *Completer) xrstor() bool {
 	b := c.buf[:]
 	c.read(&c.op, 0, b[:xHeaderEnd])
 	bv, compBV := le.Uint64(b[xBV:]), le.Uint64(b[xCompBV:])
-	compact := compBV>>63 != 0
+	compact := compBV&compacted != 0
+	compBV &^= compacted
 	bad := bv&^c.cpu.XCR0 != 0
-	from := xCompBV + 16
 	if compact {
-		from = xCompBV + 8
-		bad = bad || !c.has(fXSAVEC) || compBV&^(1<<63)&^c.cpu.XCR0 != 0 || bv&^compBV != 0
-		compBV &^= 1 << 63
+		bad = bad || !c.has(fXSAVEC) || compBV&^c.cpu.XCR0 != 0 || bv&^compBV != 0
+		for _, v := range b[xCompBV+8 : xHeaderEnd] {
+			bad = bad || v != 0
+		}
 	} else {
 		bad = bad || compBV != 0 || le.Uint64(b[xCompBV+8:]) != 0
-	}
-	for _, v := range b[from:xHeaderEnd] {
-		bad = bad || compact && v != 0
 	}
 	mxcsr := le.Uint32(b[xMXCSR:])
 	loadMXCSR := want&(xSSE|xAVX) != 0
@@ -390,33 +375,16 @@ func (c *Completer) xrstor() bool {
 	if bad || loadMXCSR && mxcsr&^c.mxcsrMask != 0 {
 		return c.raiseErr(vecGP, 0)
 	}
-	var at [32]int
-	load := want & bv
-	n, ok := c.layout(load, compBV, &at)
+	var at layout
+	n, ok := c.place(want&bv, compBV, &at)
 	if !ok || !c.area(n, 64, accRead) || !c.settle(want) {
 		return false
 	}
 	c.read(&c.op, xHeaderEnd, b[xHeaderEnd:n])
-	x := c.cpu.XSAVE
-	if load&xX87 != 0 {
-		c.legacyIn(b)
-	}
-	if load&xSSE != 0 {
-		copy(x[xXMM:xXMM+c.xmmBytes()], b[xXMM:])
-	}
-	for i := 2; i < 32; i++ {
-		if load>>i&1 == 0 {
-			continue
-		}
-		from, end := c.component(i)
-		if i == 2 && c.in.mode != 64 {
-			end = from + c.xmmBytes()
-		}
-		copy(x[from:end], b[at[i]:])
-	}
+	c.load(b, want&bv, &at)
 	// What the image leaves out goes to its initial state.
+	x := c.cpu.XSAVE
 	le.PutUint64(x[xBV:], le.Uint64(x[xBV:])&^(want&^bv))
-	c.cpu.FPUChanged = true
 	if loadMXCSR {
 		c.setMXCSR(mxcsr)
 	}
