@@ -27,6 +27,8 @@ type Options struct {
 	MMIO []MMIODevice // in the order in which the guest is to find them
 	PCI  []PCIDevice
 
+	ARM64 ARM64Options // of arm64 guests, which do not use MMIO and PCI
+
 	SNP *SNP // make the plan of an SEV-SNP launch; nil: of a plain one
 
 	firmware bool  // it boots the guest

@@ -79,11 +79,13 @@ type Plan struct {
 	Machine  Machine  // platform layout
 	Unikraft bool     // the image is a Unikraft unikernel: see [Image]
 
-	RAM     []memory.Range // guest RAM, ascending
-	Regions []Region       // not overlapping, inside RAM; ascending, but for a confidential launch in launch order
-	Cmdline string         // as the guest will read it
-	X86     *X86State      // first registers of vCPU 0, on AMD64
-	X86APs  *X86State      // of the others, where the launch measures them; nil: as KVM makes them
+	RAM      []memory.Range // guest RAM, ascending
+	Regions  []Region       // not overlapping, inside RAM; ascending, but for a confidential launch in launch order
+	Cmdline  string         // as the guest will read it
+	X86      *X86State      // first registers of vCPU 0, on AMD64
+	ARM64    *ARM64State    // first registers of vCPU 0, on ARM64
+	Platform *Platform      // where devices lie, on ARM64
+	X86APs   *X86State      // of the others, where the launch measures them; nil: as KVM makes them
 
 	Entry memory.GPA // where vCPU 0 starts
 
