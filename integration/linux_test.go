@@ -59,7 +59,7 @@ func (l linux) args(params string, flags ...string) []string {
 	return append(flags, "-M", "512", "-i", l.initrd, "-a", "console=ttyS0 quiet panic=-1 "+params, l.kernel)
 }
 
-func testLinux(ctx context.Context, t *testing.T, b *bench, x86 *lab.X86) {
+func testLinux(ctx context.Context, t *testing.T, b *bench, x86 *lab.Machine) {
 	cloud := newLinux(ctx, t, b, lab.CloudKernel)
 	web := lab.Start(t, b, []string{"/init", "http", "127.0.0.1:0", "hello", "from", "the", "host"})
 	m, err := web.Console().ExpectMatch(regexp.MustCompile(`listening on 127\.0\.0\.1:(\d+)`), b.slow)

@@ -60,56 +60,6 @@ clock: sync=none
 pci: enabled=1, chipset=i440fx
 `
 
-// debs is a Debian release beside the machine's own: its own lists, its own
-// cache, no installed package.
-type debs struct{ options []string }
-
-func newDebs(ctx context.Context, dir string) (*debs, error) {
-	mirror, err := debianMirror(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var sources strings.Builder
-	for _, suite := range []string{cetSuite, cetKernelSuite} {
-		_, _ = fmt.Fprintf(&sources, "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n", mirror, suite)
-	}
-	d := &debs{}
-	for option, name := range map[string]string{"Dir::State": "state", "Dir::Cache": "cache", "Dir::State::Lists": "lists",
-		"Dir::State::status": "status", "Dir::Etc::SourceList": "sources.list", "Dir::Etc::SourceParts": "none"} {
-		d.options = append(d.options, "-o", option+"="+filepath.Join(dir, name))
-	}
-	d.options = append(d.options, "-o", "Acquire::Languages=none")
-	for _, sub := range []string{"state", "cache/archives/partial", "lists/partial", "none"} {
-		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
-			return nil, err
-		}
-	}
-	err = errors.Join(os.WriteFile(filepath.Join(dir, "sources.list"), []byte(sources.String()), 0o644),
-		os.WriteFile(filepath.Join(dir, "status"), nil, 0o644))
-	if err != nil {
-		return nil, err
-	}
-	return d, d.apt(ctx, "", "update")
-}
-
-// debianMirror is where the machine's own apt gets Debian from.
-func debianMirror(ctx context.Context) (string, error) {
-	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages").Output()
-	if err != nil {
-		return "", fmt.Errorf("%w: apt-get indextargets: %w", ErrUnavailable, err)
-	}
-	for line := range strings.Lines(string(out)) {
-		if uri, release, _ := strings.Cut(strings.TrimSpace(line), " "); release != "" && !strings.Contains(release, "-") {
-			return uri, nil // not -security or -updates, which lie elsewhere
-		}
-	}
-	return "", fmt.Errorf("%w: apt has no Debian archive among its sources", ErrUnavailable)
-}
-
-func (d *debs) apt(ctx context.Context, dir string, args ...string) error {
-	return apt(ctx, dir, append(d.options[:len(d.options):len(d.options)], args...)...)
-}
-
 // unpack unpacks every package of a folder into another.
 func unpack(ctx context.Context, from, to string) error {
 	found, err := filepath.Glob(filepath.Join(from, "*.deb"))
@@ -138,7 +88,7 @@ func cetParts(ctx context.Context) (bochs string, k *Kernel, err error) {
 	defer unlock()
 	dir := filepath.Join(cache, "cet-lab")
 	bochs = filepath.Join(dir, "bochs")
-	k = &Kernel{Image: filepath.Join(dir, "linux", "vmlinuz"), modules: filepath.Join(dir, "linux", "kernel")}
+	k = &Kernel{Image: filepath.Join(dir, "linux", "vmlinuz"), modules: filepath.Join(dir, "linux", "kernel"), arch: "amd64"}
 	if _, err := os.Stat(dir); err == nil {
 		return bochs, k, nil
 	}
@@ -147,7 +97,7 @@ func cetParts(ctx context.Context) (bochs string, k *Kernel, err error) {
 		return "", nil, err
 	}
 	defer func() { _ = os.RemoveAll(tmp) }()
-	d, err := newDebs(ctx, tmp)
+	d, err := newDebs(ctx, tmp, "amd64", cetSuite, cetKernelSuite)
 	if err != nil {
 		return "", nil, err
 	}
@@ -222,12 +172,12 @@ func CETKernel(ctx context.Context) (*Kernel, error) {
 // StartCET boots the CET lab with the given files of this machine in it: they
 // are there from the start, while every other file goes over a slow line. It
 // fails with [ErrUnavailable] where the lab's parts cannot be had.
-func StartCET(ctx context.Context, files ...string) (_ *X86, err error) {
+func StartCET(ctx context.Context, files ...string) (_ *Machine, err error) {
 	bochs, kernel, err := cetParts(ctx)
 	if err != nil {
 		return nil, err
 	}
-	l, err := newX86()
+	l, err := newMachine()
 	if err != nil {
 		return nil, err
 	}

@@ -18,17 +18,49 @@ import (
 const (
 	CloudKernel   = "linux-image-cloud-amd64" // for clouds: the lab's host, and the usual guest
 	GenericKernel = "linux-image-amd64"       // for all machines: it has 9p, which the other has not
+
+	ARM64CloudKernel   = "linux-image-cloud-arm64"
+	ARM64GenericKernel = "linux-image-arm64"
 )
+
+// arm64Suite has kernels that are plain Images with plain modules.
+const arm64Suite = "bookworm"
 
 // Kernel is a Debian kernel in the cache.
 type Kernel struct {
 	Image   string // vmlinuz
 	modules string // the folder of its modules
+	arch    string // as Go names it
 }
 
 // DebianKernel fetches the kernel of this machine's suite that a package stands
 // for, or takes it from the cache.
 func DebianKernel(ctx context.Context, pkg string) (*Kernel, error) {
+	return kernel(func(cache string) (*Kernel, error) {
+		return new(debs).fetchPackage(ctx, cache, pkg, "amd64")
+	})
+}
+
+// ARM64Kernel is [DebianKernel] for arm64, which this machine need not know of.
+func ARM64Kernel(ctx context.Context, pkg string) (*Kernel, error) {
+	return kernel(func(cache string) (*Kernel, error) {
+		if k := cached(cache, pkg, "arm64"); k != nil {
+			return k, nil
+		}
+		tmp, err := os.MkdirTemp(cache, ".fetch")
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _ = os.RemoveAll(tmp) }()
+		d, err := newDebs(ctx, tmp, "arm64", arm64Suite)
+		if err != nil {
+			return nil, err
+		}
+		return d.fetchPackage(ctx, cache, pkg, "arm64")
+	})
+}
+
+func kernel(fetch func(cache string) (*Kernel, error)) (*Kernel, error) {
 	cache, err := CacheDir()
 	if err != nil {
 		return nil, err
@@ -38,20 +70,78 @@ func DebianKernel(ctx context.Context, pkg string) (*Kernel, error) {
 		return nil, err
 	}
 	defer unlock()
-	dir, err := fetchPackage(ctx, cache, pkg)
+	return fetch(cache)
+}
+
+func kernelIn(dir, arch string) *Kernel {
+	return &Kernel{Image: filepath.Join(dir, "vmlinuz"), modules: filepath.Join(dir, "modules"), arch: arch}
+}
+
+// cached returns the newest kernel that a meta package stood for so far, or nil.
+func cached(cache, meta, arch string) *Kernel {
+	if old, _ := filepath.Glob(filepath.Join(cache, meta, "*", "vmlinuz")); len(old) > 0 {
+		return kernelIn(filepath.Dir(old[len(old)-1]), arch)
+	}
+	return nil
+}
+
+// debs is where packages come from: the machine's own apt, or ([newDebs]) a
+// Debian release beside it, with its own lists and cache and nothing installed.
+type debs struct{ options []string }
+
+func newDebs(ctx context.Context, dir, arch string, suites ...string) (*debs, error) {
+	mirror, err := debianMirror(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &Kernel{Image: filepath.Join(dir, "vmlinuz"), modules: filepath.Join(dir, "modules")}, nil
+	var sources strings.Builder
+	for _, suite := range suites {
+		_, _ = fmt.Fprintf(&sources, "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n", mirror, suite)
+	}
+	d := &debs{}
+	for option, name := range map[string]string{"Dir::State": "state", "Dir::Cache": "cache", "Dir::State::Lists": "lists",
+		"Dir::State::status": "status", "Dir::Etc::SourceList": "sources.list", "Dir::Etc::SourceParts": "none"} {
+		d.options = append(d.options, "-o", option+"="+filepath.Join(dir, name))
+	}
+	d.options = append(d.options, "-o", "Acquire::Languages=none", "-o", "APT::Architecture="+arch, "-o", "APT::Architectures::="+arch)
+	for _, sub := range []string{"state", "cache/archives/partial", "lists/partial", "none"} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
+			return nil, err
+		}
+	}
+	err = errors.Join(os.WriteFile(filepath.Join(dir, "sources.list"), []byte(sources.String()), 0o644),
+		os.WriteFile(filepath.Join(dir, "status"), nil, 0o644))
+	if err != nil {
+		return nil, err
+	}
+	return d, d.apt(ctx, "", "update")
+}
+
+// debianMirror is where the machine's own apt gets Debian from.
+func debianMirror(ctx context.Context) (string, error) {
+	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages").Output()
+	if err != nil {
+		return "", fmt.Errorf("%w: apt-get indextargets: %w", ErrUnavailable, err)
+	}
+	for line := range strings.Lines(string(out)) {
+		if uri, release, _ := strings.Cut(strings.TrimSpace(line), " "); release != "" && !strings.Contains(release, "-") {
+			return uri, nil // not -security or -updates, which lie elsewhere
+		}
+	}
+	return "", fmt.Errorf("%w: apt has no Debian archive among its sources", ErrUnavailable)
+}
+
+func (d *debs) apt(ctx context.Context, dir string, args ...string) error {
+	return apt(ctx, dir, append(d.options[:len(d.options):len(d.options)], args...)...)
 }
 
 var imagePackage = regexp.MustCompile(`(?m)^ *Depends: (linux-image-[0-9][^ \n]*)$`)
 
-// fetchPackage returns the cache's folder for the kernel package that a meta
-// package stands for. What the cache has is good enough when apt knows nothing.
-func fetchPackage(ctx context.Context, cache, meta string) (string, error) {
+// fetchPackage returns the kernel that a meta package stands for. What the cache
+// has is good enough when apt knows nothing.
+func (d *debs) fetchPackage(ctx context.Context, cache, meta, arch string) (*Kernel, error) {
 	resolve := func() (string, error) {
-		out, err := exec.CommandContext(ctx, "apt-cache", "depends", meta).Output()
+		out, err := exec.CommandContext(ctx, "apt-cache", append(d.options[:len(d.options):len(d.options)], "depends", meta)...).Output()
 		m := imagePackage.FindSubmatch(out)
 		if m == nil {
 			return "", errors.Join(fmt.Errorf("%w: apt does not know %s (a Debian machine is needed)", ErrUnavailable, meta), err)
@@ -60,25 +150,25 @@ func fetchPackage(ctx context.Context, cache, meta string) (string, error) {
 	}
 	pkg, err := resolve()
 	if err != nil {
-		if old, _ := filepath.Glob(filepath.Join(cache, meta, "*", "vmlinuz")); len(old) > 0 {
-			return filepath.Dir(old[len(old)-1]), nil
+		if k := cached(cache, meta, arch); k != nil {
+			return k, nil
 		}
-		if err := apt(ctx, "", "update"); err != nil {
-			return "", err
+		if err := d.apt(ctx, "", "update"); err != nil {
+			return nil, err
 		}
 		if pkg, err = resolve(); err != nil {
-			return "", err
+			return nil, err
 		}
 	}
 	dir := filepath.Join(cache, meta, pkg)
 	if _, err := os.Stat(dir); err == nil {
-		return dir, nil
+		return kernelIn(dir, arch), nil
 	}
-	return dir, fetch(ctx, pkg, dir)
+	return kernelIn(dir, arch), d.fetch(ctx, pkg, dir)
 }
 
 // fetch downloads and unpacks a kernel package; dir appears when all is there.
-func fetch(ctx context.Context, pkg, dir string) error {
+func (d *debs) fetch(ctx context.Context, pkg, dir string) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return err
 	}
@@ -87,11 +177,11 @@ func fetch(ctx context.Context, pkg, dir string) error {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(tmp) }()
-	if err := apt(ctx, tmp, "download", pkg); err != nil {
-		if err := apt(ctx, tmp, "update"); err != nil {
+	if err := d.apt(ctx, tmp, "download", pkg); err != nil {
+		if err := d.apt(ctx, tmp, "update"); err != nil {
 			return err
 		}
-		if err := apt(ctx, tmp, "download", pkg); err != nil {
+		if err := d.apt(ctx, tmp, "download", pkg); err != nil {
 			return err
 		}
 	}

@@ -28,7 +28,7 @@ func (k *Kernel) Initramfs(ctx context.Context, path string, extra map[string]st
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 	program := filepath.Join(dir, "init")
-	if err := Build(ctx, "./integration/lab/init", program); err != nil {
+	if err := build(ctx, k.arch, "./integration/lab/init", program, "build"); err != nil {
 		return err
 	}
 	files, err := k.moduleFiles(modules...)
@@ -84,19 +84,28 @@ func (k *Kernel) Initramfs(ctx context.Context, path string, extra map[string]st
 
 // Build builds one of this repository's programs, static and stripped as they
 // are released.
-func Build(ctx context.Context, pkg, out string) error { return build(ctx, pkg, out, "build") }
+func Build(ctx context.Context, pkg, out string) error {
+	return build(ctx, runtime.GOARCH, pkg, out, "build")
+}
+
+// BuildARM64 is [Build] for the arm64 lab.
+func BuildARM64(ctx context.Context, pkg, out string) error {
+	return build(ctx, "arm64", pkg, out, "build")
+}
 
 // BuildTest builds the tests of one of this repository's packages.
-func BuildTest(ctx context.Context, pkg, out string) error { return build(ctx, pkg, out, "test", "-c") }
+func BuildTest(ctx context.Context, pkg, out string) error {
+	return build(ctx, runtime.GOARCH, pkg, out, "test", "-c")
+}
 
-func build(ctx context.Context, pkg, out string, args ...string) error {
+func build(ctx context.Context, arch, pkg, out string, args ...string) error {
 	root, err := Root()
 	if err != nil {
 		return err
 	}
 	cmd := exec.CommandContext(ctx, "go", append(args, "-trimpath", "-ldflags=-s -w", "-o", out, pkg)...)
 	cmd.Dir = root
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH="+arch)
 	if b, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build %s: %w\n%s", pkg, err, b)
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -23,8 +24,10 @@ import (
 func agent(path string) error {
 	err := linkUp("lo")
 	if err == nil && path == "" {
-		if err := holdVM(); err != nil {
-			fmt.Println("lab: no KVM:", err) // who needs it will say so
+		if runtime.GOARCH == "amd64" {
+			if err := holdVM(); err != nil {
+				fmt.Println("lab: no KVM:", err) // who needs it will say so
+			}
 		}
 		path, err = findPort()
 	}

@@ -10,13 +10,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"io"
 	"os"
-	"os/signal"
-	"strings"
-	"syscall"
-	"time"
 
 	"github.com/gvmm/gvmm/integration/lab"
 )
@@ -31,59 +27,13 @@ func main() {
 }
 
 func run(argv []string) (int, error) {
-	cet := len(argv) > 0 && argv[0] == "-cet"
-	if cet {
+	start := func(ctx context.Context, _ []string) (*lab.Machine, error) { return lab.StartX86(ctx, 4096) }
+	if len(argv) > 0 && argv[0] == "-cet" {
 		argv = argv[1:]
+		start = func(ctx context.Context, files []string) (*lab.Machine, error) { return lab.StartCET(ctx, files...) }
 	}
 	if len(argv) == 0 {
-		return 0, fmt.Errorf("usage: x86lab [-cet] PROGRAM [ARG...]; @FILE is a file to copy into the lab")
+		return 0, errors.New("usage: x86lab [-cet] PROGRAM [ARG...]; @FILE is a file to copy into the lab")
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	l, err := start(ctx, cet, argv)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { _ = l.Close() }()
-	for i, a := range argv {
-		if file, ok := strings.CutPrefix(a, "@"); ok {
-			file, rest, more := strings.Cut(file, ",")
-			if argv[i], err = l.Put(file); err != nil {
-				return 0, err
-			}
-			if more {
-				argv[i] += "," + rest
-			}
-		}
-	}
-	vm, err := lab.New(l, argv)
-	if err != nil {
-		return 0, err
-	}
-	vm.Console().Tee(os.Stdout)
-	vm.Stderr().Tee(os.Stderr)
-	go func() { _, _ = io.Copy(vm, os.Stdin) }()
-	go func() {
-		<-ctx.Done()
-		_ = vm.Signal(syscall.SIGTERM)
-	}()
-	s, err := vm.Wait(24 * time.Hour)
-	if s.Signal != 0 {
-		return 128 + int(s.Signal), err
-	}
-	return s.Code, err
-}
-
-func start(ctx context.Context, cet bool, argv []string) (*lab.X86, error) {
-	if !cet {
-		return lab.StartX86(ctx, 4096)
-	}
-	var files []string
-	for _, a := range argv {
-		if file, ok := strings.CutPrefix(a, "@"); ok {
-			file, _, _ = strings.Cut(file, ",")
-			files = append(files, file)
-		}
-	}
-	return lab.StartCET(ctx, files...)
+	return lab.RunOne(argv, start)
 }

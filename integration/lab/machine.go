@@ -6,12 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -19,10 +17,10 @@ import (
 	"github.com/gvmm/gvmm/integration/lab/wire"
 )
 
-// X86 is a machine with a full-fidelity KVM, emulated by QEMU ([StartX86]) or,
-// with CET, by Bochs ([StartCET]). Its programs see /dev, /proc, /sys and a
+// Machine is a machine with a full-fidelity KVM, emulated by QEMU ([StartX86],
+// [StartARM64]) or, with CET, by Bochs ([StartCET]). Its programs see /dev, /proc, /sys and a
 // writable /tmp. /init is there with its tools.
-type X86 struct {
+type Machine struct {
 	dir      string // sockets and archives
 	emulator *VM
 	console  *Console // the host kernel's
@@ -47,64 +45,14 @@ var libraryPath = regexp.MustCompile(`(?m)(/[^ ]+) \(0x`)
 // bootTime is how long a lab may take to come up on a slow machine; 5 s is usual.
 const bootTime = 3 * time.Minute
 
-func newX86() (l *X86, err error) {
-	l = &X86{streams: map[uint32]*stream{}, put: map[string]string{}}
+func newMachine() (l *Machine, err error) {
+	l = &Machine{streams: map[uint32]*stream{}, put: map[string]string{}}
 	l.dir, err = os.MkdirTemp("", "gvmm-lab")
 	return l, err
 }
 
-// StartX86 boots a lab with the given MiB of memory. It fails with
-// [ErrUnavailable] where its parts cannot be had.
-func StartX86(ctx context.Context, mib int) (_ *X86, err error) {
-	qemu, err := needProgram(ctx, "qemu-system-x86_64", "qemu-system-x86")
-	if err != nil {
-		return nil, err
-	}
-	kernel, err := DebianKernel(ctx, CloudKernel)
-	if err != nil {
-		return nil, err
-	}
-	l, err := newX86()
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err != nil {
-			_ = l.Close()
-		}
-	}()
-	initrd := filepath.Join(l.dir, "host.cpio")
-	if err := kernel.Initramfs(ctx, initrd, nil, hostModules...); err != nil {
-		return nil, err
-	}
-	sock := filepath.Join(l.dir, "agent")
-	listen, err := net.Listen("unix", sock)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = listen.Close() }()
-	l.emulator, err = New(Local{}, []string{qemu, "-accel", "tcg,thread=multi", "-cpu", "max,+svm,+npt", "-smp", "2", "-m", strconv.Itoa(mib),
-		"-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot", "-kernel", kernel.Image, "-initrd", initrd,
-		"-append", "console=ttyS0 panic=-1 mitigations=off quiet lab.agent",
-		"-chardev", "socket,id=agent,path=" + sock, "-device", "virtio-serial-pci",
-		"-device", "virtserialport,chardev=agent,name=" + wire.Port})
-	if err != nil {
-		return nil, err
-	}
-	if u, ok := listen.(*net.UnixListener); ok {
-		_ = u.SetDeadline(time.Now().Add(30 * time.Second))
-	}
-	sockConn, err := listen.Accept()
-	if err != nil {
-		return nil, fmt.Errorf("%w: QEMU does not connect: %w: %s", ErrUnavailable, err, l.emulator.Stderr())
-	}
-	l.close = append(l.close, sockConn)
-	l.conn, l.console = wire.NewConn(sockConn), l.emulator.Console()
-	return l, l.await(ctx, bootTime)
-}
-
 // await waits until the agent answers.
-func (l *X86) await(ctx context.Context, limit time.Duration) error {
+func (l *Machine) await(ctx context.Context, limit time.Duration) error {
 	ready := make(chan struct{})
 	go l.receive(ready)
 	var err error
@@ -122,10 +70,10 @@ func (l *X86) await(ctx context.Context, limit time.Duration) error {
 }
 
 // Console is the console of the lab's own kernel.
-func (l *X86) Console() *Console { return l.console }
+func (l *Machine) Console() *Console { return l.console }
 
 // Close ends the lab and everything in it.
-func (l *X86) Close() error {
+func (l *Machine) Close() error {
 	if l.emulator != nil {
 		_ = l.emulator.Signal(syscall.SIGKILL)
 	}
@@ -141,7 +89,7 @@ func (l *X86) Close() error {
 }
 
 // receive hands the agent's frames out until the conversation ends.
-func (l *X86) receive(ready chan<- struct{}) {
+func (l *Machine) receive(ready chan<- struct{}) {
 	var err error
 	for {
 		var f wire.Frame
@@ -191,7 +139,7 @@ func (s *stream) end() {
 }
 
 // open begins a stream.
-func (l *X86) open(vm *VM) (uint32, error) {
+func (l *Machine) open(vm *VM) (uint32, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.failed != nil {
@@ -203,7 +151,7 @@ func (l *X86) open(vm *VM) (uint32, error) {
 }
 
 // Put copies a file into the lab's /tmp, once.
-func (l *X86) Put(path string) (string, error) {
+func (l *Machine) Put(path string) (string, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
 		return "", err
@@ -227,7 +175,7 @@ func (l *X86) Put(path string) (string, error) {
 }
 
 // Copy writes what r holds to an executable file in the lab, making its folder.
-func (l *X86) Copy(there string, r io.Reader) error {
+func (l *Machine) Copy(there string, r io.Reader) error {
 	vm := &VM{argv: []string{"file " + there}, done: make(chan struct{})}
 	id, err := l.open(vm)
 	if err != nil {
@@ -250,7 +198,7 @@ func (l *X86) Copy(there string, r io.Reader) error {
 
 // Program copies a program of this machine with all its shared libraries into
 // the lab, to the same paths.
-func (l *X86) Program(ctx context.Context, path string) error {
+func (l *Machine) Program(ctx context.Context, path string) error {
 	out, err := exec.CommandContext(ctx, "ldd", path).Output()
 	if err != nil {
 		return fmt.Errorf("ldd %s: %w", path, err)
@@ -268,7 +216,7 @@ func (l *X86) Program(ctx context.Context, path string) error {
 }
 
 // CopyFile copies a file of this machine to the same path in the lab.
-func (l *X86) CopyFile(path string) error {
+func (l *Machine) CopyFile(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
@@ -278,7 +226,7 @@ func (l *X86) CopyFile(path string) error {
 }
 
 type labProcess struct {
-	l  *X86
+	l  *Machine
 	id uint32
 }
 
@@ -292,7 +240,7 @@ func (p labProcess) signal(sig syscall.Signal) error {
 	return p.l.conn.Send(p.id, wire.Signal, []byte{byte(sig)})
 }
 
-func (l *X86) start(v *VM) (process, error) {
+func (l *Machine) start(v *VM) (process, error) {
 	if v.terminal {
 		return nil, errors.New("the lab has no terminals")
 	}
