@@ -1,6 +1,10 @@
 package devices
 
-import "fmt"
+import (
+	"encoding/binary"
+	"fmt"
+	"time"
+)
 
 // End is how a guest asked for its own end.
 type End struct {
@@ -31,18 +35,27 @@ const (
 )
 
 // PowerManagement is the ACPI fixed hardware a guest needs to switch itself off:
-// the PM1a event and control blocks at [PortPM1Event], six bytes
-// (ACPI 6.5, 4.8.3).
+// the PM1a event and control blocks at [PortPM1Event], six bytes, and two bytes
+// behind them the PM timer, by which OVMF waits (ACPI 6.5, 4.8.3).
 type PowerManagement struct {
 	end    func(End)
 	enable [2]byte
+	start  time.Time
 }
 
 // PowerManagementPorts is how many ports a [PowerManagement] takes.
-const PowerManagementPorts = 6
+const PowerManagementPorts = 12
 
 // NewPowerManagement returns the blocks; end is called when the guest sleeps.
-func NewPowerManagement(end func(End)) *PowerManagement { return &PowerManagement{end: end} }
+func NewPowerManagement(end func(End)) *PowerManagement {
+	return &PowerManagement{end: end, start: time.Now()}
+}
+
+// timer is the PM timer after d: 24 bits that count 3.579545 MHz.
+func timer(d time.Duration) uint32 {
+	const hz = 3579545
+	return uint32(d/time.Second*hz+d%time.Second*hz/time.Second) & 0xffffff
+}
 
 const (
 	pm1SciEnable   = 1 << 0
@@ -52,6 +65,10 @@ const (
 // Read implements [Handler]. No event is ever pending, and ACPI mode is always on.
 func (p *PowerManagement) Read(offset uint64, data []byte) {
 	clear(data)
+	if offset == 8 && len(data) == 4 {
+		binary.LittleEndian.PutUint32(data, timer(time.Since(p.start)))
+		return
+	}
 	for i := range data {
 		switch off := offset + uint64(i); off {
 		case 2, 3:

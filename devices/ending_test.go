@@ -105,7 +105,7 @@ func TestClockTellsTheTime(t *testing.T) {
 }
 
 func TestFirmwareConfiguration(t *testing.T) {
-	f := NewFWCfg(3, 64<<20)
+	f := NewFWCfg(3, 64<<20, nil, nil)
 	read := func(key uint16, n int) []byte {
 		f.Write(0, []byte{byte(key), byte(key >> 8)})
 		var all []byte

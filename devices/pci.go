@@ -110,6 +110,7 @@ type PCIFunction struct {
 	writable [256]byte // mask
 	caps     []PCICapability
 	bars     [6]pciRange
+	power    *PCIFunction // function 3 of the slot: see [PCI.AddPIIX]
 
 	intx     sync.Mutex // guards what follows; taken after PCI.mu
 	line     Line
@@ -360,11 +361,21 @@ func (f *PCIFunction) drive() {
 // selected returns the function and register that CONFIG_ADDRESS names, nil if
 // there is none (PCI Local Bus 3.0, 3.2.2.3.2).
 func (p *PCI) selected() (*PCIFunction, int) {
-	const enable, busAndFunction = 1 << 31, 0xff0700
-	if p.address&enable == 0 || p.address&busAndFunction != 0 {
+	const enable, bus = 1 << 31, 0xff0000
+	if p.address&enable == 0 || p.address&bus != 0 {
 		return nil, 0
 	}
-	return p.functions[p.address>>11&0x1f], int(p.address & 0xfc)
+	f := p.functions[p.address>>11&0x1f]
+	switch p.address >> 8 & 7 {
+	case 0:
+	case 3:
+		if f != nil {
+			f = f.power
+		}
+	default:
+		f = nil
+	}
+	return f, int(p.address & 0xfc)
 }
 
 // Read implements [Handler] for ports 0xcf8 to 0xcff.

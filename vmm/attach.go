@@ -60,7 +60,7 @@ func (m *VM) attach(dev virtio.Device) error {
 		slot, _ := boot.MMIOSlot(len(m.devs)) // the plan has checked the number
 		d, err = virtio.NewMMIO(host{m}, &m.mmio, uint64(slot.Base), slot.IRQ, dev, report)
 	} else {
-		slot, _ := boot.PCISlot(len(m.devs))
+		slot, _ := m.cfg.pciSlot(len(m.devs))
 		d, err = virtio.NewPCI(host{m}, m.pci, slot.IRQ, dev, report)
 	}
 	if err != nil {

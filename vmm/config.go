@@ -13,12 +13,14 @@ import (
 
 // Config describes a VM. The zero value of a field is its default.
 type Config struct {
-	Image   string // kernel or unikernel file
+	Image   string // kernel or unikernel file; with Firmware what it is to boot, or ""
 	Initrd  string // initial RAM disk file
 	Name    string // for messages; the image's file name by default
 	Memory  uint64 // bytes of RAM; 0: what suits the image
 	CPUs    int    // vCPUs, 1 by default
 	Machine boot.Machine
+
+	Firmware string // boot firmware file (OVMF); "": none
 
 	Params  string   // kernel parameters, kept byte for byte
 	Args    []string // the application's arguments

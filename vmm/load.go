@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -103,16 +104,12 @@ func loadPlan(cfg *Config) (*loaded, error) {
 }
 
 func (l *loaded) load(cfg *Config) error {
-	f, size, err := l.open(cfg.Image)
-	if err != nil {
-		return fmt.Errorf("image: %w", err)
-	}
-	if l.image, err = boot.OpenLimit(f, size, max(cfg.Memory, boot.DefaultMemoryLinux)); err != nil {
-		return fmt.Errorf("%s: %w", cfg.Image, err)
-	}
 	opts := boot.Options{
 		CPUs: cfg.CPUs, Machine: cfg.Machine, Params: cfg.Params, Args: cfg.Args,
 		Name: filepath.Base(cfg.Image),
+	}
+	if err := l.openImage(cfg, &opts); err != nil {
+		return err
 	}
 	if cfg.Initrd != "" {
 		f, size, err := l.open(cfg.Initrd)
@@ -142,7 +139,7 @@ func (l *loaded) load(cfg *Config) error {
 			opts.MMIO = append(opts.MMIO, d)
 		} else {
 			var d boot.PCIDevice
-			d, ok = boot.PCISlot(i)
+			d, ok = cfg.pciSlot(i)
 			opts.PCI = append(opts.PCI, d)
 		}
 		if !ok {
@@ -152,8 +149,9 @@ func (l *loaded) load(cfg *Config) error {
 	if l.image.Unikraft && !cfg.NoAuto {
 		opts.Auto = autoParams(cfg)
 	}
+	var err error
 	if l.plan, err = l.image.Plan(opts); err != nil {
-		return fmt.Errorf("%s: %w", cfg.Image, err)
+		return fmt.Errorf("%s: %w", cmp.Or(cfg.Image, cfg.Firmware), err)
 	}
 	if cfg.CETPreset != "" {
 		if err := l.presetCET(cfg); err != nil {
@@ -161,6 +159,38 @@ func (l *loaded) load(cfg *Config) error {
 		}
 	}
 	return nil
+}
+
+// openImage opens the image, or the firmware and what it is to boot.
+func (l *loaded) openImage(cfg *Config, opts *boot.Options) error {
+	f, size, err := l.open(cmp.Or(cfg.Firmware, cfg.Image))
+	if err != nil {
+		return fmt.Errorf("image: %w", err)
+	}
+	if cfg.Firmware == "" {
+		if l.image, err = boot.OpenLimit(f, size, max(cfg.Memory, boot.DefaultMemoryLinux)); err != nil {
+			return fmt.Errorf("%s: %w", cfg.Image, err)
+		}
+		return nil
+	}
+	if l.image, err = boot.OpenFirmware(f, size); err != nil {
+		return fmt.Errorf("--firmware %s: %w", cfg.Firmware, err)
+	}
+	if cfg.Image != "" {
+		if f, size, err = l.open(cfg.Image); err != nil {
+			return fmt.Errorf("kernel: %w", err)
+		}
+		opts.Kernel = io.NewSectionReader(f, 0, size)
+	}
+	return nil
+}
+
+// pciSlot is the place of the i-th PCI device. Firmware has its chipset in slot 1.
+func (c *Config) pciSlot(i int) (boot.PCIDevice, bool) {
+	if c.Firmware != "" {
+		i++
+	}
+	return boot.PCISlot(i)
 }
 
 // presetCET changes the plan so that the guest starts with CET on, unless the
@@ -242,11 +272,12 @@ func (c *Config) prepare() error {
 	if c.Kernel == nil {
 		c.Kernel = kvm.Host{}
 	}
-	if c.Image == "" {
+	image := cmp.Or(c.Image, c.Firmware)
+	if image == "" {
 		return errors.New("no image given")
 	}
 	if c.Name == "" {
-		c.Name = fmt.Sprintf("%s-%d", filepath.Base(c.Image), os.Getpid())
+		c.Name = fmt.Sprintf("%s-%d", filepath.Base(image), os.Getpid())
 	}
 	return c.check()
 }

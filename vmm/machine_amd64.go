@@ -42,6 +42,11 @@ func (m *VM) createPlatform() error {
 			return err
 		}
 		m.pci.Reset = reset
+		if m.plan.Firmware != nil {
+			if err := m.pci.AddPIIX(devices.PortPM1Event); err != nil {
+				return err
+			}
+		}
 	} else if err := m.pio.Add("reset control", devices.PortReset, devices.ResetControlPorts, reset); err != nil {
 		return err
 	}
@@ -59,13 +64,29 @@ func (m *VM) createPlatform() error {
 		{"debug exit", devices.PortExit, devices.DebugExitPorts, devices.NewDebugExit(m.guestEnd, false)},
 		{"debug exit", devices.PortExitUK, devices.DebugExitPorts, devices.NewDebugExit(m.guestEnd, m.plan.Unikraft)},
 		{"pvpanic", devices.PortPanic, devices.PanicPorts, devices.NewPanic(m.guestEnd)},
-		{"fw_cfg", devices.PortFWCfg, devices.FWCfgPorts, devices.NewFWCfg(m.cfg.CPUs, m.mem.Size())},
+		{"fw_cfg", devices.PortFWCfg, devices.FWCfgPorts, m.fwCfg()},
 	} {
 		if err := m.pio.Add(d.name, d.base, d.size, d.h); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// fwCfg is the firmware configuration device with what the plan hands over.
+func (m *VM) fwCfg() *devices.FWCfg {
+	var ram uint64
+	for _, r := range m.plan.RAM {
+		ram += r.Size
+	}
+	if m.plan.Firmware == nil {
+		return devices.NewFWCfg(m.cfg.CPUs, ram, nil, nil)
+	}
+	var items []devices.FWCfgItem
+	for _, it := range m.plan.Firmware.Items {
+		items = append(items, devices.FWCfgItem{Key: it.Key, Name: it.Name, Data: it.Data})
+	}
+	return devices.NewFWCfg(m.cfg.CPUs, ram, m.mem, items)
 }
 
 // closeFunc is a Close that cannot fail.
@@ -112,12 +133,15 @@ func (m *VM) createVCPUs(sys *kvm.System) error {
 		if err := v.SetCPUID(cet.Edit(cpuidFor(supported, id, m.cfg.CPUs, v.TSCKHz(), deadline), supported, given)); err != nil {
 			return err
 		}
-		// The defaults of a real machine's firmware; a KVM without these
-		// registers does without.
+		// The defaults of a real machine's firmware, which sets its own; a KVM
+		// without these registers does without.
 		for _, r := range []struct {
 			index uint32
 			value uint64
 		}{{msrMiscEnable, miscFastStrings}, {msrMTRRDefType, mtrrEnabledWB}} {
+			if m.plan.Firmware != nil {
+				break
+			}
 			if err := v.SetMSR(r.index, r.value); err != nil {
 				m.log.Debug("optional register not set", "vcpu", id, "err", err)
 			}

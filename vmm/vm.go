@@ -91,7 +91,7 @@ func (m *VM) build() error {
 	}
 	// Memory first: once there is an interrupt controller, KVM waits for a
 	// grace period at every slot.
-	if m.mem, err = memory.New(m.plan.RAM...); err != nil {
+	if m.mem, err = memory.New(m.plan.Memory()...); err != nil {
 		return err
 	}
 	for i := range m.mem.Regions() {

@@ -57,6 +57,7 @@ func machineFlags(fs *pflag.FlagSet, cfg *vmm.Config) (finish func(args []string
 	fs.BoolVar(&noRNG, "no-rng", false, "give it none")
 	fs.StringVar(&console, "console", string(vmm.SerialConsole), "the guest's console: `serial|virtio`")
 	fs.StringVar(&machine, "machine", string(boot.MachineAuto), "platform layout: `auto|pc|microvm`")
+	fs.StringVar(&cfg.Firmware, "firmware", "", "boot firmware `FILE` (OVMF.fd) and hand it the kernel, initrd and parameters by fw_cfg; without a kernel it boots a disk")
 	fs.StringVar(&policy, "cet", string(cet.Auto), "shadow stacks and IBT (Intel CET): `off|auto|require`; auto gives the guest what the host has")
 	fs.StringVar((*string)(&cfg.CETPreset), "cet-preset", "", "start the guest with supervisor `ibt|shstk` on, for images that do not do it themselves (64-bit entry)")
 	fs.StringVar((*string)(&cfg.CETAudit), "cet-audit", "", "single-step the guest, on any KVM, and end it at the first return or indirect branch that CET would not let pass: `all|shstk|ibt`")
@@ -70,7 +71,7 @@ func machineFlags(fs *pflag.FlagSet, cfg *vmm.Config) (finish func(args []string
 			args = args[:dash]
 		}
 		switch {
-		case len(args) == 0:
+		case len(args) == 0 && cfg.Firmware == "":
 			return usageError{errors.New("no IMAGE given: name the kernel or unikernel file to boot")}
 		case len(args) > 1:
 			return usageError{fmt.Errorf("more than one IMAGE: %q; arguments for the guest go after --", args)}
@@ -83,7 +84,9 @@ func machineFlags(fs *pflag.FlagSet, cfg *vmm.Config) (finish func(args []string
 		case noRNG:
 			cfg.RNG = vmm.Off
 		}
-		cfg.Image = args[0]
+		if len(args) > 0 {
+			cfg.Image = args[0]
+		}
 		cfg.CET = cet.Policy(policy)
 		cfg.Machine, cfg.Console = boot.Machine(machine), vmm.Console(console)
 		return addPublished(cfg, publish)

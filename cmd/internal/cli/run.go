@@ -87,7 +87,7 @@ func run(args []string, stdout, stderr io.Writer, kernel kvm.Kernel) (int, error
 		fmt.Fprint(stderr, outcome.Dump)
 	}
 	if !quiet || outcome.Status != vmm.StatusOK {
-		fmt.Fprintf(stderr, "gvmm: %s: %v\n", cmp.Or(cfg.Name, cfg.Image), outcome)
+		fmt.Fprintf(stderr, "gvmm: %s: %v\n", cmp.Or(cfg.Name, cfg.Image, cfg.Firmware), outcome)
 	}
 	if err != nil {
 		return outcome.Status, nil // a vCPU thread hangs in a host call: leave it to the end of the process
