@@ -182,17 +182,14 @@ func (c *Completer) gather() bool {
 	if !c.vector(in.reg, &dst) || !c.vector(in.vvvv, &mask) || !c.vector(in.idx, &index) {
 		return false
 	}
-	size, isize, vl := 4, 4, 16
+	size, isize := 4, 4
 	if in.w {
 		size = 8
 	}
 	if in.op&1 != 0 {
 		isize = 8
 	}
-	if in.l {
-		vl = 32
-	}
-	n := vl / max(size, isize)
+	n := 16 << in.ll / max(size, isize)
 	ok := true
 	for i := range n {
 		m, d := mask[i*size:(i+1)*size], dst[i*size:(i+1)*size]

@@ -111,7 +111,7 @@ func (c *Completer) complete(res *Result) (listed bool) {
 			// its initial state: KVM_GET_XSAVE returns an older one.
 			le.PutUint32(cpu.XSAVE[xMXCSR:], mxcsrInit)
 		}
-		listed = c.decode() == decoded
+		listed = c.decode()
 		ok = listed && c.step()
 	}
 	res.Bytes, res.Len = in.raw, in.have
@@ -155,12 +155,7 @@ func (c *Completer) raiseErr(vector uint8, code uint32) bool {
 	return false
 }
 
-func (c *Completer) refuse(why string) decodeEnd {
-	c.why = why
-	return notOnList
-}
-
-// deny is refuse behind the decoder.
+// deny notes why the instruction is not on the list.
 func (c *Completer) deny(why string) bool {
 	c.why = why
 	return false
@@ -184,12 +179,7 @@ func (c *Completer) step() bool {
 		return c.step512()
 	}
 	if in.vex {
-		used := f&vvMask != 0 && (f&vvReg == 0 || !in.mem)
-		if in.l && f&l0 != 0 || !in.l && f&l1 != 0 || in.w && f&w0 != 0 || !in.w && f&w1 != 0 ||
-			!used && in.vvvv != 0 {
-			return c.raise(vecUD)
-		}
-		if feature := f.vex(); !c.has(feature) || in.l && !c.has(f.vex256()) {
+		if in.misfits() || !c.has(f.vex()) || in.ll == 1 && !c.has(f.vex256()) {
 			return c.raise(vecUD)
 		}
 		// The register forms of the first broadcasts came with AVX2.
@@ -259,6 +249,14 @@ func (c *Completer) step() bool {
 	return c.deny("no handler")
 }
 
+// misfits reports whether VEX.L, W or vvvv are not as the row wants them.
+func (in *inst) misfits() bool {
+	f := in.form
+	used := f&vvMask != 0 && (f&vvReg == 0 || !in.mem)
+	return in.ll != 0 && f&l0 != 0 || in.ll == 0 && f&l1 != 0 || in.ll != 2 && f&l2 != 0 ||
+		in.w && f&w0 != 0 || !in.w && f&w1 != 0 || !used && in.vvvv != 0
+}
+
 // unitsReady checks that the guest may use xmm and mmx registers now (SDM
 // vol. 3, 2.5, 13.1 and 12.1; AVX: vol. 2, 2.4).
 func (c *Completer) unitsReady(v, m bool) bool {
@@ -280,15 +278,10 @@ func (c *Completer) unitsReady(v, m bool) bool {
 
 // size returns the bytes of the memory operand.
 func (in *inst) size() int {
-	vl := 16
-	switch {
-	case in.bcast:
+	if in.bcast {
 		return in.element()
-	case in.k512:
-		vl <<= in.ll
-	case in.vex && in.l:
-		vl = 32
 	}
+	vl := 16 << in.ll
 	switch in.form & mMask {
 	case m1:
 		return 1

@@ -78,31 +78,17 @@ func (c *Completer) encode(k *code, regs *renaming) {
 		k.put(0x62)
 		k.put(^(rexR<<4|rexB<<2|reg&16|rm&16<<2)&0xF0 | in.mapNo)
 		k.put(in.wBit() | ^v&15<<3 | 4 | in.pp)
-		p := in.ll<<5 | ^v&16>>1 | in.aaa
-		if in.z {
-			p |= 0x80
-		}
-		if in.bcast {
-			p |= 0x10
-		}
-		k.put(p)
+		k.put(in.p2&^8 | ^v&16>>1)
 	case in.vex:
 		k.put(0xC4)
 		k.put(^(rexR<<4|rexB<<2)&0xA0 | 0x40 | in.mapNo)
-		b := in.wBit() | ^v&15<<3 | in.pp
-		if in.l {
-			b |= 4
-		}
-		k.put(b)
+		k.put(in.wBit() | ^v&15<<3 | in.ll<<2 | in.pp)
 	default:
 		if f&opSize != 0 && in.opBytes == 2 || f&opSize == 0 && in.pp == 1 {
 			k.put(0x66)
 		}
-		switch in.pp {
-		case 2:
-			k.put(0xF3)
-		case 3:
-			k.put(0xF2)
+		if in.pp > 1 {
+			k.put([...]byte{2: 0xF3, 3: 0xF2}[in.pp])
 		}
 		rex := rexR>>1 | rexB>>3
 		if in.w {
@@ -112,11 +98,8 @@ func (c *Completer) encode(k *code, regs *renaming) {
 			k.put(0x40 | rex)
 		}
 		k.put(0x0F)
-		switch in.mapNo {
-		case 2:
-			k.put(0x38)
-		case 3:
-			k.put(0x3A)
+		if in.mapNo > 1 {
+			k.put([...]byte{2: 0x38, 3: 0x3A}[in.mapNo])
 		}
 	}
 	k.put(in.op)

@@ -7,62 +7,38 @@ package complete
 // element by element.
 
 // decodeEVEX reads what follows 62.
-func (c *Completer) decodeEVEX(prefixed bool) decodeEnd {
+func (c *Completer) decodeEVEX(prefixed bool) bool {
 	in := &c.in
-	var p [3]byte
-	for i := range p {
-		var ok bool
-		if p[i], ok = c.next(); !ok {
-			return faulted
-		}
-		if i == 0 && in.mode != 64 && p[0] < 0xC0 || !c.cpu.protected() {
-			return c.refuse("not an instruction that completion knows (bound)")
-		}
+	p0 := c.next()
+	if !in.short && (in.mode != 64 && p0 < 0xC0 || !c.cpu.protected()) {
+		return c.deny("not an instruction that completion knows (bound)")
 	}
+	p1, p2 := c.next(), c.next()
 	in.evex, in.k512 = true, true
-	in.mapNo, in.pp = p[0]&7, p[1]&3
-	in.r = ^p[0]>>4&8 | ^p[0]&16
-	in.x, in.b = ^p[0]>>3&8, ^p[0]>>2&8
-	in.w = p[1]&0x80 != 0
-	in.vvvv = ^p[1]>>3&15 | ^p[2]<<1&16
-	in.z, in.ll, in.bcast, in.aaa = p[2]&0x80 != 0, p[2]>>5&3, p[2]&0x10 != 0, p[2]&7
-	var ok bool
-	if in.op, ok = c.next(); !ok {
-		return faulted
+	in.mapNo, in.pp = p0&7, p1&3
+	in.r = ^p0>>4&8 | ^p0&16
+	in.x, in.b = ^p0>>3&8, ^p0>>2&8
+	in.w = p1&0x80 != 0
+	in.vvvv = ^p1>>3&15 | ^p2<<1&16
+	in.p2, in.z, in.ll, in.bcast, in.aaa = p2, p2&0x80 != 0, p2>>5&3, p2&0x10 != 0, p2&7
+	in.op = c.next()
+	if in.short {
+		return false
 	}
-	if p[0]&8 != 0 || p[1]&4 == 0 || in.ll == 3 {
-		return c.refuse("reserved EVEX encoding")
+	if p0&8 != 0 || p1&4 == 0 || in.ll == 3 {
+		return c.deny("reserved EVEX encoding")
 	}
-	if in.mode != 64 {
-		in.r, in.x, in.b = 0, 0, 0
-		in.vvvv &= 7
-	}
-	var f form
-	switch in.mapNo {
-	case 1:
-		f = evex1[in.pp][in.op]
-	case 2:
-		f = evex2[in.pp][in.op]
-	case 3:
-		f = evex3[in.pp][in.op]
-	}
+	f := in.row(&evex1, &evex2, &evex3)
 	if f == 0 {
-		return c.refuse("EVEX opcode not on the list")
+		return c.deny("EVEX opcode not on the list")
 	}
-	if prefixed || in.lock {
-		c.raise(vecUD)
-		return faulted
+	if !c.finishVEX(f, prefixed) {
+		return false
 	}
-	// In the register form the b bit chooses rounding.
-	next, ok := c.next()
-	if !ok {
-		return faulted
+	if in.bcast && !in.mem { // in the register form the b bit chooses rounding
+		return c.deny("EVEX with embedded rounding")
 	}
-	in.n--
-	if in.bcast && next>>6 == 3 {
-		return c.refuse("EVEX with embedded rounding")
-	}
-	return c.finish(f)
+	return true
 }
 
 // element returns the element size in bytes that masks and broadcasts count in.
@@ -98,15 +74,9 @@ func (c *Completer) step512() bool {
 	if in.mode != 64 {
 		in.rm &= 7
 	}
-	l := in.ll
-	if !in.evex && in.l {
-		l = 1
-	}
 	maskDest := f.reg() == 3
 	bad := in.mem && f&mMask == 0 || !in.mem && f.rm() == 0 ||
-		f&vvMask == 0 && in.vvvv != 0 || f&vvReg != 0 && in.mem && in.vvvv != 0 ||
-		in.w && f&w0 != 0 || !in.w && f&w1 != 0 ||
-		l != 0 && f&l0 != 0 || l == 0 && f&l1 != 0 || l != 2 && f&l2 != 0 ||
+		in.misfits() ||
 		maskDest && in.reg > 7 || f.rm() == 3 && !in.mem && in.b != 0 || !in.evex && f&vvMask != 0 && in.vvvv > 7 ||
 		f.reg() == 1 && in.reg > 15 ||
 		in.bcast && f&bcst == 0 ||

@@ -531,7 +531,7 @@ func TestLengths(t *testing.T) {
 							t.Fatal(err)
 						}
 						b.c.cpu, b.c.why = b.cpu, ""
-						if b.c.decode() != decoded {
+						if !b.c.decode() {
 							continue
 						}
 						if compared++; b.c.in.n != ref.Len {

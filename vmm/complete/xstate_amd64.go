@@ -229,7 +229,7 @@ func (c *Completer) setMXCSR(v uint32) {
 
 // ldmxcsr and stmxcsr.
 func (c *Completer) controlWord(load bool) bool {
-	if c.in.vex && (c.in.l || c.in.vvvv != 0) {
+	if c.in.vex && (c.in.ll != 0 || c.in.vvvv != 0) {
 		return c.raise(vecUD)
 	}
 	if !c.unitsReady(true, false) {
