@@ -2,6 +2,7 @@ package boot
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"slices"
 )
@@ -32,7 +33,7 @@ func acpiTables(o Options) ([]byte, error) {
 	blob := make([]byte, acpiRSDPSize)
 	add := func(b []byte) uint64 {
 		blob = append(blob, make([]byte, -len(blob)&(align-1))...)
-		at := uint64(acpiBase) + uint64(len(blob))
+		at := uint64(cmp.Or(o.acpi, acpiBase)) + uint64(len(blob))
 		blob = append(blob, b...)
 		return at
 	}

@@ -31,8 +31,9 @@ type Options struct {
 
 	SNP *SNP // make the plan of an SEV-SNP launch; nil: of a plain one
 
-	firmware bool  // it boots the guest
-	setup    int64 // bytes of setup sectors in Kernel, if it is a Linux kernel
+	firmware bool       // it boots the guest
+	setup    int64      // bytes of setup sectors in Kernel, if it is a Linux kernel
+	acpi     memory.GPA // where the ACPI tables lie; 0: at acpiBase
 }
 
 // Plan lays the guest out: every byte it starts with and the first registers.
@@ -42,6 +43,12 @@ func (img *Image) Plan(o Options) (*Plan, error) {
 	}
 	if err := img.complete(&o); err != nil {
 		return nil, err
+	}
+	if o.SNP != nil && !o.firmware {
+		var err error
+		if img, err = img.directSNP(&o); err != nil {
+			return nil, err
+		}
 	}
 	cmdline, err := img.cmdline(o)
 	if err != nil {
@@ -71,7 +78,7 @@ func (img *Image) Plan(o Options) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.addBytes("ACPI tables", acpiBase, tables)
+	p.addBytes("ACPI tables", cmp.Or(o.acpi, acpiBase), tables)
 	p.addBytes("command line", cmdlineBase, append([]byte(cmdline), 0))
 	switch img.Protocol {
 	case ProtocolMultiboot:
@@ -89,11 +96,21 @@ func (img *Image) Plan(o Options) (*Plan, error) {
 		if img.setup != nil {
 			header = img.setup.raw
 		}
-		p.addBytes("zero page", zeroPageBase, zeroPage(header, img.Entry, p.RAM, len(cmdline), initrd))
-		p.addBytes("page tables", pageTableBase, identityTables())
+		params, tables := zeroPage(header, img.Entry, p.RAM, len(cmdline), initrd), identityTables()
+		if o.SNP != nil {
+			p.addSNP(o.SNP, params, tables)
+		}
+		p.addBytes("zero page", zeroPageBase, params)
+		p.addBytes("page tables", pageTableBase, tables)
 	}
 	p.addBytes("GDT", gdtBase, gdt(p.X86))
-	return p, p.check()
+	if err := p.check(); err != nil {
+		return nil, err
+	}
+	if o.SNP != nil {
+		p.launchAll()
+	}
+	return p, nil
 }
 
 // complete fills in defaults and refuses what no guest can have.

@@ -135,6 +135,9 @@ func (img *Image) openELF(head []byte, mb *multibootHeader) error {
 	// 32-bit one. An ELF64 with a multiboot header starts in 32-bit mode.
 	switch {
 	case hasPVH:
+		if img.Linux && h.is64 {
+			img.entry64 = img.Entry
+		}
 		img.Protocol, img.Entry = ProtocolPVH, memory.GPA(pvh)
 		img.Notes = append(img.Notes, fmt.Sprintf("Xen PHYS32_ENTRY %#x", pvh))
 	case mb != nil:

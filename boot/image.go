@@ -43,6 +43,8 @@ type Image struct {
 	src   io.ReaderAt
 	size  int64
 	setup *setupHeader // bzImage only
+
+	entry64 memory.GPA // a vmlinux entered by PVH: its 64-bit entry
 }
 
 // Segment is a piece of the image as it will lie in guest memory.

@@ -139,12 +139,16 @@ func zeroPage(header []byte, entry memory.GPA, ram []memory.Range, cmdlineLen in
 		put32(b, zpExtInitrdSize, uint32(initrd.Size>>32))
 	}
 	put64(b, zpRSDP, uint64(acpiBase))
-	entries := e820(ram)
+	putE820(b, e820(ram))
+	return b
+}
+
+// putE820 puts the memory map into a zero page.
+func putE820(b []byte, entries []e820Entry) {
 	b[zpE820Count] = byte(len(entries))
 	for i, e := range entries {
 		put64(b, zpE820+20*i, uint64(e.Base))
 		put64(b, zpE820+20*i+8, e.Size)
 		put32(b, zpE820+20*i+16, e.Type)
 	}
-	return b
 }
