@@ -12,6 +12,7 @@ import (
 
 	"github.com/gvmm/gvmm/boot"
 	"github.com/gvmm/gvmm/cet"
+	"github.com/gvmm/gvmm/sev"
 	"github.com/gvmm/gvmm/vmm/kvm"
 )
 
@@ -149,9 +150,17 @@ func (l *loaded) load(cfg *Config) error {
 	if l.image.Unikraft && !cfg.NoAuto {
 		opts.Auto = autoParams(cfg)
 	}
+	if cfg.SNP != nil {
+		opts.SNP = &boot.SNP{CBit: cmp.Or(cfg.SNP.CBit, defaultCBit)}
+	}
 	var err error
 	if l.plan, err = l.image.Plan(opts); err != nil {
 		return fmt.Errorf("%s: %w", cmp.Or(cfg.Image, cfg.Firmware), err)
+	}
+	if cfg.SNP != nil && cfg.Firmware != "" {
+		if err := sev.PlanFirmware(l.plan); err != nil {
+			return fmt.Errorf("--firmware %s: %w", cfg.Firmware, err)
+		}
 	}
 	if cfg.CETPreset != "" {
 		if err := l.presetCET(cfg); err != nil {
@@ -160,6 +169,9 @@ func (l *loaded) load(cfg *Config) error {
 	}
 	return nil
 }
+
+// defaultCBit is the C-bit of every EPYC processor from Naples to Turin with SNP.
+const defaultCBit = 51
 
 // openImage opens the image, or the firmware and what it is to boot.
 func (l *loaded) openImage(cfg *Config, opts *boot.Options) error {
