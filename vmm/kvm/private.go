@@ -18,32 +18,32 @@ const (
 )
 
 type enableCap struct {
-	number, flags uint32
-	args          [4]uint64
-	_             [64]byte
+	number, _ uint32
+	args      [4]uint64
+	_         [64]byte
 }
 
 type createGuestMemFD struct {
-	size, flags uint64
-	_           [6]uint64
+	size uint64
+	_    [7]uint64
 }
 
 type memoryRegion2 struct {
-	slot, flags     uint32
-	gpa, size       uint64
-	hostAddr        uint64
-	guestMemFDStart uint64
-	guestMemFD      uint32
-	_               uint32
-	_               [14]uint64
+	slot, flags uint32
+	gpa, size   uint64
+	hostAddr    uint64
+	_           uint64 // where in the guest_memfd
+	guestMemFD  uint32
+	_           uint32
+	_           [14]uint64
 }
 
 type memoryAttributes struct{ gpa, size, attributes, flags uint64 }
 
 type deviceAttr struct {
-	flags, group uint32
-	attr         uint64
-	addr         *uint64
+	_, group uint32
+	attr     uint64
+	addr     *uint64
 }
 
 // EnableCap switches a capability on (KVM_ENABLE_CAP).

@@ -73,9 +73,9 @@ func (c *VCPU) Run() (ok bool, err error) {
 	switch {
 	case err == nil:
 		return true, nil
-	case err == unix.EINTR, err == unix.EAGAIN:
+	case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
 		return false, nil
-	case err == unix.EFAULT && c.ExitReason() == ExitMemoryFault:
+	case errors.Is(err, unix.EFAULT) && c.ExitReason() == ExitMemoryFault:
 		return true, nil // this one exit comes as an error (api.rst, KVM_EXIT_MEMORY_FAULT)
 	default:
 		return false, fmt.Errorf("KVM_RUN: %w", err)

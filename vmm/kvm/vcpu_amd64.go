@@ -70,6 +70,18 @@ func (c *VCPU) XCR0() (uint64, error) {
 	return 3, nil
 }
 
+// SetXCR0 writes the extended control register 0 (KVM_SET_XCRS).
+func (c *VCPU) SetXCR0(value uint64) error {
+	x := gokvm.XCRS{NrXRCS: 1}
+	x.Registers[0].Value = value
+	return write(c.file, "KVM_SET_XCRS", nrSetXCRS, &x)
+}
+
+// SetDebugRegs writes DR6 and DR7 and clears the others (KVM_SET_DEBUGREGS).
+func (c *VCPU) SetDebugRegs(dr6, dr7 uint64) error {
+	return write(c.file, "KVM_SET_DEBUGREGS", nrSetDebugRegs, &gokvm.DebugRegs{DR6: dr6, DR7: dr7})
+}
+
 // SyncRegs is struct kvm_sync_regs: the part of the vCPU's state that KVM can
 // exchange through kvm_run with KVM_RUN, without an ioctl of its own each.
 type SyncRegs struct {
