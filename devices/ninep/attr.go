@@ -27,13 +27,8 @@ const (
 )
 
 func (s *Server) getattr(c *call) unix.Errno {
-	f := s.object(c)
-	c.d.u64() // request mask: everything known is cheap
-	if c.d.err != 0 {
-		return c.d.err
-	}
-	st := &s.st
-	if err := statx(f.node.fd, st); err != 0 {
+	st := &s.st // all of it, whatever the mask: everything known is cheap
+	if err := statx(c.f.node.fd, st); err != 0 {
 		return err
 	}
 	valid := uint64(gotBasic)
@@ -72,14 +67,13 @@ type change struct {
 }
 
 func (s *Server) setattr(c *call) unix.Errno {
-	f := s.object(c)
 	d := &c.d
 	a := change{valid: d.u32(), mode: d.u32(), uid: d.u32(), gid: d.u32(), size: d.u64()}
 	a.atime, a.atimeNsec, a.mtime, a.mtimeNsec = d.u64(), d.u64(), d.u64(), d.u64()
 	if d.err != 0 {
 		return d.err
 	}
-	return s.apply(f, &a)
+	return s.apply(c.f, &a)
 }
 
 // apply changes attributes in the order in which one does not undo another:
@@ -152,12 +146,8 @@ func (s *Server) truncate(f *fid, size int64) unix.Errno {
 }
 
 func (s *Server) statfs(c *call) unix.Errno {
-	f := s.object(c)
-	if c.d.err != 0 {
-		return c.d.err
-	}
 	var st unix.Statfs_t
-	if err := retry(func() error { return unix.Fstatfs(f.node.fd, &st) }); err != 0 {
+	if err := retry(func() error { return unix.Fstatfs(c.f.node.fd, &st) }); err != 0 {
 		return err
 	}
 	e := &c.e
@@ -174,11 +164,7 @@ func (s *Server) statfs(c *call) unix.Errno {
 }
 
 func (s *Server) readlink(c *call) unix.Errno {
-	f := s.object(c)
-	if c.d.err != 0 {
-		return c.d.err
-	}
-	target, err := s.linkTarget(f.node.fd, "")
+	target, err := s.linkTarget(c.f.node.fd, "")
 	if err == 0 {
 		c.e.bytes(target)
 	}

@@ -49,40 +49,27 @@ func uflags(mode uint8) int {
 }
 
 func (s *Server) uopen(c *call) unix.Errno {
-	f, mode := s.object(c), c.d.u8()
-	if c.d.err != 0 {
-		return c.d.err
-	}
-	return s.openFid(c, f, uflags(mode))
+	return s.openFid(c, c.f, uflags(c.umode))
 }
 
 func (s *Server) ucreate(c *call) unix.Errno {
-	f, name, perm, mode := s.dirFid(c), c.d.name(), c.d.u32(), c.d.u8()
-	extension := ""
-	if len(c.d.b) > 0 { // 9P2000 has none
-		extension = c.d.str(unix.PathMax - 1)
-	}
+	perm := c.mode
+	c.mode = hostMode(perm)
+	create := s.symlink
 	switch {
-	case c.d.err != 0:
-		return c.d.err
-	case f.file >= 0:
+	case c.dir.file >= 0:
 		return unix.EBUSY
-	}
-	switch {
 	case perm&dmDir != 0:
-		if err := s.makeDir(c, f, name, hostMode(perm), noID); err != 0 {
-			return err
-		}
-		return s.uenter(c, f, name, true)
-	case perm&dmSpecial == dmSymlink:
-		if err := s.makeLink(c, f, name, extension, noID); err != 0 {
-			return err
-		}
-		return s.uenter(c, f, name, false)
-	case perm&dmSpecial != 0:
+		create = s.mkdir
+	case perm&dmSpecial == 0:
+		return s.createFid(c, uflags(c.umode), false)
+	case perm&dmSpecial != dmSymlink:
 		return unix.EOPNOTSUPP
 	}
-	return s.createFid(c, f, name, uflags(mode), false, hostMode(perm), noID)
+	if err := create(c); err != 0 {
+		return err
+	}
+	return s.uenter(c, c.dir, c.name, perm&dmDir != 0)
 }
 
 // uenter makes f the entry name of the directory it was, opened if asked for,
@@ -170,10 +157,7 @@ func (s *Server) encodeStat(e *encoder, st *unix.Statx_t, name string, extension
 }
 
 func (s *Server) ustat(c *call) unix.Errno {
-	f := s.object(c)
-	if c.d.err != 0 {
-		return c.d.err
-	}
+	f := c.f
 	if err := statx(f.node.fd, &s.st); err != 0 {
 		return err
 	}
@@ -194,8 +178,9 @@ func (s *Server) ustat(c *call) unix.Errno {
 
 // ureaddir serves Tread of a directory: whole stats, from an offset that is
 // zero or where the last read ended.
-func (s *Server) ureaddir(c *call, f *fid, off uint64, n int) unix.Errno {
-	switch off {
+func (s *Server) ureaddir(c *call, n int) unix.Errno {
+	f := c.f
+	switch c.off {
 	case 0:
 		f.dirOffset, f.dirCookie = 0, 0
 	case f.dirOffset:
@@ -245,8 +230,7 @@ func (s *Server) ureaddir(c *call, f *fid, off uint64, n int) unix.Errno {
 // uwstat changes what is not "don't touch" (all ones, or an empty string). A
 // stat that touches nothing asks for the file to be synced (stat(5)).
 func (s *Server) uwstat(c *call) unix.Errno {
-	f := s.object(c)
-	d := &c.d
+	f, d := c.f, &c.d
 	d.u16() // size of the stat, twice
 	d.u16()
 	d.u16() // type

@@ -239,11 +239,8 @@ func (s *Server) drop(f *fid) {
 
 // find returns the fid that the next field names. It may be an attribute.
 func (s *Server) find(c *call) *fid {
-	id := c.d.u32()
-	if c.d.err != 0 {
-		return nil
-	}
-	f := s.fids[id]
+	c.id = c.d.u32()
+	f := s.fids[c.id]
 	if f == nil {
 		c.d.fail(unix.EBADF)
 	}
@@ -273,34 +270,29 @@ func (s *Server) vacant(id uint32) unix.Errno {
 }
 
 func (s *Server) attach(c *call) unix.Errno {
-	id, afid := c.d.u32(), c.d.u32()
 	c.d.str(maxName)      // uname
 	c.d.str(unix.PathMax) // aname: the share has one tree
 	uid := c.d.u32()
 	switch {
 	case c.d.err != 0:
 		return c.d.err
-	case afid != noID: // nobody got one from Tauth
+	case c.afid != noID: // nobody got one from Tauth
 		return unix.EBADF
 	}
-	if err := s.vacant(id); err != 0 {
+	if err := s.vacant(c.id); err != 0 {
 		return err
 	}
 	root, err := s.rootOr(s.root)
 	if err != 0 {
 		return err
 	}
-	s.fids[id] = &fid{node: root, uid: uid, file: -1}
+	s.fids[c.id] = &fid{node: root, uid: uid, file: -1}
 	c.e.qid(s.qidOf(&s.st))
 	return 0
 }
 
 func (s *Server) walk(c *call) unix.Errno {
-	f := s.object(c)
-	id, count := c.d.u32(), int(c.d.u16())
-	if c.d.err != 0 {
-		return c.d.err
-	}
+	f, id, count := c.f, c.id, int(c.count)
 	if count > maxWalk {
 		return unix.EINVAL
 	}
@@ -373,27 +365,10 @@ func (s *Server) step(at *node, name string, bad unix.Errno) (*node, unix.Errno)
 	return s.lookup(at, name)
 }
 
-// take removes the fid that a message names from the table.
-func (s *Server) take(c *call) (*fid, unix.Errno) {
-	id := c.d.u32()
-	if c.d.err != 0 {
-		return nil, c.d.err
-	}
-	f := s.fids[id]
-	if f == nil {
-		return nil, unix.EBADF
-	}
-	delete(s.fids, id)
-	return f, 0
-}
-
 func (s *Server) clunk(c *call) unix.Errno {
-	f, errno := s.take(c)
-	if errno != 0 {
-		return errno
-	}
-	err := s.storeXattr(f)
-	s.drop(f)
+	delete(s.fids, c.id)
+	err := s.storeXattr(c.f)
+	s.drop(c.f)
 	return err
 }
 

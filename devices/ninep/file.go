@@ -38,15 +38,11 @@ func hostFlags(wire uint32) (int, unix.Errno) {
 }
 
 func (s *Server) lopen(c *call) unix.Errno {
-	f, wire := s.object(c), c.d.u32()
-	if c.d.err != 0 {
-		return c.d.err
-	}
-	flags, err := hostFlags(wire)
+	flags, err := hostFlags(c.flags)
 	if err != 0 {
 		return err
 	}
-	return s.openFid(c, f, flags)
+	return s.openFid(c, c.f, flags)
 }
 
 // openFid opens the object of f and encodes Rlopen or Ropen.
@@ -102,30 +98,25 @@ func (s *Server) openNode(n *node, flags int) (int, unix.Errno) {
 }
 
 func (s *Server) lcreate(c *call) unix.Errno {
-	f, name, wire, mode, gid := s.object(c), c.d.name(), c.d.u32(), c.d.u32(), c.d.u32()
-	if c.d.err != 0 {
-		return c.d.err
-	}
-	flags, err := hostFlags(wire)
+	flags, err := hostFlags(c.flags)
 	if err != 0 {
 		return err
 	}
-	return s.createFid(c, f, name, flags, wire&oExcl != 0, mode, gid)
+	return s.createFid(c, flags, c.flags&oExcl != 0)
 }
 
-// createFid creates the file name in the directory f, or opens the one that is
-// there unless excl is set, makes f the open file and encodes Rlcreate or
-// Rcreate.
-func (s *Server) createFid(c *call, f *fid, name string, flags int, excl bool, mode, gid uint32) unix.Errno {
+// createFid creates the file c.name in the directory c.dir, or opens the one
+// that is there unless excl is set, makes the fid the open file and encodes
+// Rlcreate or Rcreate.
+func (s *Server) createFid(c *call, flags int, excl bool) unix.Errno {
+	f, name := c.dir, c.name
 	switch {
 	case f.file >= 0:
 		return unix.EBUSY
-	case !f.node.is(unix.S_IFDIR):
-		return unix.ENOTDIR
 	case s.fds+2 > s.maxFDs:
 		return unix.EMFILE
 	}
-	n, file, err := s.createNode(f, name, flags&^unix.O_DIRECTORY, mode, gid)
+	n, file, err := s.createNode(f, name, flags&^unix.O_DIRECTORY, c.mode, c.gid)
 	if err == unix.EEXIST && !excl {
 		if n, err = s.lookup(f.node, name); err == 0 {
 			if file, err = s.openNode(n, flags); err != 0 {
@@ -193,14 +184,11 @@ func chmod(n *node, mode uint32) unix.Errno {
 }
 
 func (s *Server) read(c *call) unix.Errno {
-	f, off, count := s.find(c), c.d.u64(), c.d.u32()
-	if c.d.err != 0 {
-		return c.d.err
-	}
+	f, off := c.f, c.off
 	if c.room < readHeader {
 		return unix.EMSGSIZE
 	}
-	n := int(min(uint64(count), uint64(c.room-readHeader)))
+	n := int(min(uint64(c.count), uint64(c.room-readHeader)))
 	switch {
 	case f.xattr != nil:
 		return f.xattr.read(c, off, n)
@@ -209,7 +197,7 @@ func (s *Server) read(c *call) unix.Errno {
 	case off > math.MaxInt64:
 		return unix.EINVAL
 	case s.dotu && f.node.is(unix.S_IFDIR):
-		return s.ureaddir(c, f, off, n)
+		return s.ureaddir(c, n)
 	}
 	iov := vec(s.iov[:], c.resp, readHeader, n)
 	got, err := preadv(f.file, iov, int64(off))
@@ -220,10 +208,7 @@ func (s *Server) read(c *call) unix.Errno {
 }
 
 func (s *Server) write(c *call) unix.Errno {
-	f, off, count := s.find(c), c.d.u64(), c.d.u32()
-	if c.d.err != 0 {
-		return c.d.err
-	}
+	f, off, count := c.f, c.off, c.count
 	// The message's size was checked: the data it announces is there.
 	if uint64(count)+writeHeader > uint64(binary.LittleEndian.Uint32(s.in)) {
 		return unix.EINVAL
@@ -245,23 +230,14 @@ func (s *Server) write(c *call) unix.Errno {
 }
 
 func (s *Server) fsync(c *call) unix.Errno {
-	f := s.object(c)
-	dataOnly := uint32(0)
-	if len(c.d.b) >= 4 { // older clients do not send it
-		dataOnly = c.d.u32()
-	}
-	if c.d.err != 0 {
-		return c.d.err
-	}
-	if f.file < 0 {
+	if c.f.file < 0 {
 		return unix.EBADF
 	}
-	return retry(func() error {
-		if dataOnly != 0 {
-			return unix.Fdatasync(f.file)
-		}
-		return unix.Fsync(f.file)
-	})
+	sync := unix.Fsync
+	if c.flags != 0 { // only the data; older clients do not send it
+		sync = unix.Fdatasync
+	}
+	return retry(func() error { return sync(c.f.file) })
 }
 
 // Layout of linux_dirent64: ino[8] off[8] reclen[2] type[1] name NUL.
@@ -312,10 +288,7 @@ func (s *Server) entries(fd int, off int64, size int, yield func(*entry) bool) u
 }
 
 func (s *Server) readdir(c *call) unix.Errno {
-	f, off, count := s.object(c), c.d.u64(), c.d.u32()
-	if c.d.err != 0 {
-		return c.d.err
-	}
+	f := c.f
 	switch {
 	case f.file < 0:
 		return unix.EBADF
@@ -324,10 +297,10 @@ func (s *Server) readdir(c *call) unix.Errno {
 	case c.room < readHeader:
 		return unix.EMSGSIZE
 	}
-	limit := readHeader + int(min(uint64(count), uint64(c.room-readHeader), outSize-readHeader))
+	limit := readHeader + int(min(uint64(c.count), uint64(c.room-readHeader), outSize-readHeader))
 	c.e.u32(0)
 	full := false
-	err := s.entries(f.file, int64(off), limit, func(e *entry) bool {
+	err := s.entries(f.file, int64(c.off), limit, func(e *entry) bool {
 		// qid[13] offset[8] type[1] name[s]
 		if full = len(c.e.b)+qidSize+11+len(e.name) > limit; full {
 			return false

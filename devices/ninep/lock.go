@@ -22,18 +22,14 @@ type lockKey struct {
 	client string
 }
 
-// lockRequest decodes what Tlock and Tgetlock have in common.
-func (s *Server) lockRequest(c *call, withFlags bool) (f *fid, l unix.Flock_t, k lockKey) {
-	d := &c.d
-	f = s.object(c)
+// lockRequest decodes what Tlock and Tgetlock have in common behind the fid.
+func lockRequest(c *call, withFlags bool) (l unix.Flock_t, k lockKey) {
+	f, d := c.f, &c.d
 	typ := d.u8()
 	if withFlags {
 		d.u32() // whether the client waits: it comes again, the server never waits
 	}
 	start, size, proc, client := d.u64(), d.u64(), d.u32(), d.str(maxName)
-	if d.err != 0 {
-		return nil, l, k
-	}
 	switch {
 	case f.file < 0 || !f.node.is(unix.S_IFREG):
 		d.fail(unix.EBADF)
@@ -41,11 +37,11 @@ func (s *Server) lockRequest(c *call, withFlags bool) (f *fid, l unix.Flock_t, k
 		d.fail(unix.EINVAL)
 	}
 	l = unix.Flock_t{Type: int16(typ), Whence: unix.SEEK_SET, Start: int64(start), Len: int64(size)}
-	return f, l, lockKey{f.node, proc, client}
+	return l, lockKey{f.node, proc, client}
 }
 
 func (s *Server) lock(c *call) unix.Errno {
-	f, l, k := s.lockRequest(c, true)
+	l, k := lockRequest(c, true)
 	if c.d.err != 0 {
 		return c.d.err
 	}
@@ -59,7 +55,7 @@ func (s *Server) lock(c *call) unix.Errno {
 		return 0
 	case !held:
 		var err unix.Errno
-		if fd, err = s.lockFile(f); err != 0 {
+		if fd, err = s.lockFile(c.f); err != 0 {
 			return err
 		}
 	}
@@ -97,7 +93,7 @@ func (s *Server) lockFile(f *fid) (int, unix.Errno) {
 }
 
 func (s *Server) getlock(c *call) unix.Errno {
-	f, l, k := s.lockRequest(c, false)
+	l, k := lockRequest(c, false)
 	if c.d.err != 0 {
 		return c.d.err
 	}
@@ -106,7 +102,7 @@ func (s *Server) getlock(c *call) unix.Errno {
 	}
 	fd, held := s.locks[k]
 	if !held { // the fid's own descriptor holds none: everybody is a stranger
-		fd = f.file
+		fd = c.f.file
 	}
 	if err := retry(func() error { return unix.FcntlFlock(uintptr(fd), unix.F_OFD_GETLK, &l) }); err != 0 {
 		return err

@@ -14,10 +14,10 @@ func (s *Server) dirFid(c *call) *fid {
 	return f
 }
 
-// created settles the new entry name of f, which has the given type, and
+// created settles the new entry c.name of c.dir, which has the given type, and
 // encodes its qid.
-func (s *Server) created(c *call, f *fid, name string, typ, mode, gid uint32) unix.Errno {
-	n, err := s.lookup(f.node, name)
+func (s *Server) created(c *call, typ, mode uint32) unix.Errno {
+	n, err := s.lookup(c.dir.node, c.name)
 	if err != 0 {
 		return err
 	}
@@ -25,87 +25,55 @@ func (s *Server) created(c *call, f *fid, name string, typ, mode, gid uint32) un
 	if !n.is(typ) { // somebody on the host was quicker
 		return unix.EEXIST
 	}
-	s.settle(n, f.uid, gid, mode)
+	s.settle(n, c.dir.uid, c.gid, mode)
 	c.e.qid(s.qidOf(&s.st))
 	return 0
 }
 
 func (s *Server) symlink(c *call) unix.Errno {
-	f, name, target, gid := s.dirFid(c), c.d.name(), c.d.str(unix.PathMax-1), c.d.u32()
-	if c.d.err != 0 {
-		return c.d.err
-	}
-	return s.makeLink(c, f, name, target, gid)
-}
-
-func (s *Server) makeLink(c *call, f *fid, name, target string, gid uint32) unix.Errno {
-	if err := retry(func() error { return unix.Symlinkat(target, f.node.fd, name) }); err != 0 {
+	if err := retry(func() error { return unix.Symlinkat(c.text, c.dir.node.fd, c.name) }); err != 0 {
 		return err
 	}
-	return s.created(c, f, name, unix.S_IFLNK, 0, gid)
+	return s.created(c, unix.S_IFLNK, 0)
 }
 
 func (s *Server) mknod(c *call) unix.Errno {
-	f, name, mode, major, minor, gid := s.dirFid(c), c.d.name(), c.d.u32(), c.d.u32(), c.d.u32(), c.d.u32()
-	if c.d.err != 0 {
-		return c.d.err
-	}
-	typ := mode & unix.S_IFMT
+	typ := c.mode & unix.S_IFMT
 	switch typ {
 	case unix.S_IFREG, unix.S_IFIFO, unix.S_IFSOCK, unix.S_IFCHR, unix.S_IFBLK:
 	default:
 		return unix.EINVAL
 	}
-	dev := int(unix.Mkdev(major, minor))
-	if err := retry(func() error { return unix.Mknodat(f.node.fd, name, typ|mode&0o777, dev) }); err != 0 {
+	dev := int(unix.Mkdev(c.dev[0], c.dev[1]))
+	if err := retry(func() error { return unix.Mknodat(c.dir.node.fd, c.name, typ|c.mode&0o777, dev) }); err != 0 {
 		return err
 	}
-	return s.created(c, f, name, typ, mode, gid)
+	return s.created(c, typ, c.mode)
 }
 
 func (s *Server) mkdir(c *call) unix.Errno {
-	f, name, mode, gid := s.dirFid(c), c.d.name(), c.d.u32(), c.d.u32()
-	if c.d.err != 0 {
-		return c.d.err
-	}
-	return s.makeDir(c, f, name, mode, gid)
-}
-
-func (s *Server) makeDir(c *call, f *fid, name string, mode, gid uint32) unix.Errno {
-	if err := retry(func() error { return unix.Mkdirat(f.node.fd, name, mode&0o777) }); err != 0 {
+	if err := retry(func() error { return unix.Mkdirat(c.dir.node.fd, c.name, c.mode&0o777) }); err != 0 {
 		return err
 	}
-	return s.created(c, f, name, unix.S_IFDIR, mode, gid)
+	return s.created(c, unix.S_IFDIR, c.mode)
 }
 
 func (s *Server) link(c *call) unix.Errno {
-	dir, f, name := s.dirFid(c), s.object(c), c.d.name()
-	if c.d.err != 0 {
-		return c.d.err
-	}
 	// AT_EMPTY_PATH would need CAP_DAC_READ_SEARCH.
 	return retry(func() error {
-		return unix.Linkat(unix.AT_FDCWD, procPath(f.node.fd), dir.node.fd, name, unix.AT_SYMLINK_FOLLOW)
+		return unix.Linkat(unix.AT_FDCWD, procPath(c.f.node.fd), c.dir.node.fd, c.name, unix.AT_SYMLINK_FOLLOW)
 	})
 }
 
 func (s *Server) rename(c *call) unix.Errno {
-	f, dir, name := s.object(c), s.dirFid(c), c.d.name()
-	if c.d.err != 0 {
-		return c.d.err
-	}
-	if err := s.checkEntry(f); err != 0 {
+	if err := s.checkEntry(c.f); err != 0 {
 		return err
 	}
-	return s.move(f.parent, f.name, dir.node, name)
+	return s.move(c.f.parent, c.f.name, c.dir.node, c.name)
 }
 
 func (s *Server) renameat(c *call) unix.Errno {
-	from, oldName, to, newName := s.dirFid(c), c.d.name(), s.dirFid(c), c.d.name()
-	if c.d.err != 0 {
-		return c.d.err
-	}
-	return s.move(from.node, oldName, to.node, newName)
+	return s.move(c.dir.node, c.name, c.to.node, c.newName)
 }
 
 // move renames an entry and tells the fids that were found there.
@@ -140,14 +108,10 @@ func (s *Server) checkEntry(f *fid) unix.Errno {
 }
 
 func (s *Server) unlinkat(c *call) unix.Errno {
-	f, name, flags := s.dirFid(c), c.d.name(), c.d.u32()
-	if c.d.err != 0 {
-		return c.d.err
-	}
-	if flags&^unlinkRemoveDir != 0 {
+	if c.flags&^unlinkRemoveDir != 0 {
 		return unix.EINVAL
 	}
-	return unlink(f.node, name, flags != 0)
+	return unlink(c.dir.node, c.name, c.flags != 0)
 }
 
 func unlink(dir *node, name string, isDir bool) unix.Errno {
@@ -160,10 +124,8 @@ func unlink(dir *node, name string, isDir bool) unix.Errno {
 
 // remove deletes the object of a fid and the fid, the latter in any case.
 func (s *Server) remove(c *call) unix.Errno {
-	f, errno := s.take(c)
-	if errno != 0 {
-		return errno
-	}
+	f := c.f
+	delete(s.fids, c.id)
 	defer s.drop(f)
 	switch {
 	case f.xattr != nil:

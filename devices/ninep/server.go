@@ -33,6 +33,7 @@ type Server struct {
 	nodes map[nodeKey]*node
 	locks map[lockKey]int // descriptor that holds the owner's locks
 
+	call         call // the one that is served
 	in, out, dir []byte
 	iov          [maxIov]unix.Iovec
 	st           unix.Statx_t
@@ -108,10 +109,11 @@ func (s *Server) reset() {
 // call is one request while it is served.
 type call struct {
 	req, resp [][]byte
-	d         decoder // the request's fields behind the header
+	d         decoder // what follows the fields that request.fields names
 	e         encoder // the reply, header included
 	room      int     // most bytes of the reply
 	data      int     // bytes already in resp behind what e holds
+	fields
 }
 
 // Serve handles one request. req holds the T-message, as slices that the guest
@@ -121,7 +123,8 @@ type call struct {
 func (s *Server) Serve(req, resp [][]byte) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c := call{req: req, resp: resp, room: length(resp)}
+	c := &s.call
+	*c = call{req: req, resp: resp, room: length(resp)}
 	if s.msize != 0 {
 		c.room = min(c.room, int(s.msize))
 	}
@@ -131,17 +134,17 @@ func (s *Server) Serve(req, resp [][]byte) int {
 	err := unix.EINVAL
 	if n >= headerSize {
 		typ, tag = s.in[4], binary.LittleEndian.Uint16(s.in[5:])
-		err = s.frame(&c, typ, n)
+		err = s.frame(c, typ, n)
 	}
 	if err == 0 {
-		err = s.dispatch(&c, typ)
+		err = s.dispatch(c, typ)
 	}
 	if err == 0 && len(c.e.b)+c.data > c.room {
 		err = unix.EMSGSIZE
 	}
 	typ++
 	if err != 0 {
-		typ = s.encodeError(&c, err)
+		typ = s.encodeError(c, err)
 	}
 	size := len(c.e.b) + c.data
 	if size > c.room {
@@ -187,88 +190,21 @@ func (s *Server) encodeError(c *call, err unix.Errno) uint8 {
 }
 
 func (s *Server) dispatch(c *call, typ uint8) unix.Errno {
-	if s.readOnly {
-		switch typ {
-		case tLcreate, tSymlink, tMknod, tRename, tSetattr, tXattrcreate, tLink, tMkdir, tRenameat, tUnlinkat, tCreate, tWrite:
-			return unix.EROFS
-		}
+	if int(typ) >= len(requests) || requests[typ].serve == nil {
+		return unix.EOPNOTSUPP // Tauth too: no authentication is wanted
 	}
-	switch typ {
-	case tVersion:
-		return s.version(c)
-	case tAttach:
-		return s.attach(c)
-	case tFlush: // requests are served in order: the old one is answered
-		return 0
-	case tWalk:
-		return s.walk(c)
-	case tClunk:
-		return s.clunk(c)
-	case tRemove:
-		return s.remove(c)
-
-	case tLopen:
-		return s.lopen(c)
-	case tLcreate:
-		return s.lcreate(c)
-	case tRead:
-		return s.read(c)
-	case tWrite:
-		return s.write(c)
-	case tReaddir:
-		return s.readdir(c)
-	case tFsync:
-		return s.fsync(c)
-	case tLock:
-		return s.lock(c)
-	case tGetlock:
-		return s.getlock(c)
-
-	case tGetattr:
-		return s.getattr(c)
-	case tSetattr:
-		return s.setattr(c)
-	case tStatfs:
-		return s.statfs(c)
-	case tReadlink:
-		return s.readlink(c)
-	case tXattrwalk:
-		return s.xattrwalk(c)
-	case tXattrcreate:
-		return s.xattrcreate(c)
-
-	case tSymlink:
-		return s.symlink(c)
-	case tMknod:
-		return s.mknod(c)
-	case tMkdir:
-		return s.mkdir(c)
-	case tLink:
-		return s.link(c)
-	case tRename:
-		return s.rename(c)
-	case tRenameat:
-		return s.renameat(c)
-	case tUnlinkat:
-		return s.unlinkat(c)
-
-	case tOpen:
-		return s.uopen(c)
-	case tCreate:
-		return s.ucreate(c)
-	case tStat:
-		return s.ustat(c)
-	case tWstat:
-		return s.uwstat(c)
+	m := &requests[typ]
+	if s.readOnly && m.changes {
+		return unix.EROFS
 	}
-	return unix.EOPNOTSUPP // Tauth too: no authentication is wanted
+	if s.decode(c, m.fields); c.d.err != 0 {
+		return c.d.err
+	}
+	return m.serve(s, c)
 }
 
 func (s *Server) version(c *call) unix.Errno {
-	msize, version := c.d.u32(), c.d.str(maxName)
-	if c.d.err != 0 {
-		return c.d.err
-	}
+	msize, version := c.count, c.text
 	if msize < minMsize {
 		return unix.EMSGSIZE
 	}

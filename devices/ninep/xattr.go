@@ -19,10 +19,7 @@ type xattr struct {
 }
 
 func (s *Server) xattrwalk(c *call) unix.Errno {
-	f, id, name := s.object(c), c.d.u32(), c.d.str(maxName)
-	if c.d.err != 0 {
-		return c.d.err
-	}
+	f, id, name := c.f, c.id, c.text
 	if err := s.vacant(id); err != 0 {
 		return err
 	}
@@ -73,16 +70,14 @@ func (s *Server) xattrBuffer(n uint64) ([]byte, unix.Errno) {
 }
 
 func (s *Server) xattrcreate(c *call) unix.Errno {
-	f, name, size, flags := s.object(c), c.d.str(maxName), c.d.u64(), c.d.u32()
+	f, name, flags := c.f, c.text, c.flags
 	switch {
-	case c.d.err != 0:
-		return c.d.err
 	case name == "" || flags&^(unix.XATTR_CREATE|unix.XATTR_REPLACE) != 0:
 		return unix.EINVAL
 	case f.file >= 0:
 		return unix.EBUSY
 	}
-	buf, err := s.xattrBuffer(size)
+	buf, err := s.xattrBuffer(c.off)
 	if err != 0 {
 		return err
 	}
