@@ -1,4 +1,4 @@
-//go:build amd64
+//go:build amd64 || arm64
 
 package vmm
 
@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 
-	"github.com/gvmm/gvmm/boot"
 	"github.com/gvmm/gvmm/devices/netdev"
 	"github.com/gvmm/gvmm/devices/ninep"
 	"github.com/gvmm/gvmm/devices/usernet"
@@ -56,12 +55,10 @@ func (m *VM) attach(dev virtio.Device) error {
 	report := func(err error) { m.log.Warn("device error", "device", dev.Name(), "err", err) }
 	var d device
 	var err error
-	if m.plan.Machine == boot.MachineMicroVM {
-		slot, _ := boot.MMIOSlot(len(m.devs)) // the plan has checked the number
-		d, err = virtio.NewMMIO(host{m}, &m.mmio, uint64(slot.Base), slot.IRQ, dev, report)
+	if mmio, pci := m.place(len(m.devs)); mmio != nil {
+		d, err = virtio.NewMMIO(host{m: m}, &m.mmio, uint64(mmio.Base), mmio.IRQ, dev, report)
 	} else {
-		slot, _ := m.cfg.pciSlot(len(m.devs))
-		d, err = virtio.NewPCI(host{m}, m.pci, slot.IRQ, dev, report)
+		d, err = virtio.NewPCI(host{m, uint32(pci.Slot) << 3}, m.pci, pci.IRQ, dev, report)
 	}
 	if err != nil {
 		return err
@@ -142,3 +139,8 @@ func (m *VM) attachShare(s Share) error {
 	}
 	return m.attach(dev)
 }
+
+// closeFunc is a Close that cannot fail.
+type closeFunc func()
+
+func (f closeFunc) Close() error { f(); return nil }

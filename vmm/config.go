@@ -35,6 +35,8 @@ type Config struct {
 	CETPreset cet.Preset // what of CET is on before the first instruction; "" leaves it to the guest
 	CETAudit  cet.Audit  // single-step the guest and check its returns and branches; "" for not
 
+	ARM64 boot.ARM64Options // arm64 guests: what the user chose; zero leaves it to image and host
+
 	SNP *SNP // launch it as an AMD SEV-SNP guest; nil: as an ordinary one
 
 	Stdin  io.Reader // console input; nil: none

@@ -46,12 +46,7 @@ func (c *vcpu) dump() string {
 		}
 	}
 	c.dumpCode(&b, r, s)
-	b.WriteString("  last exits:")
-	for i := range min(c.exits, uint64(len(c.trail))) {
-		e := c.trail[(c.exits-1-i)%uint64(len(c.trail))]
-		fmt.Fprintf(&b, " %v", e)
-	}
-	b.WriteByte('\n')
+	c.dumpTrail(&b)
 	if n := c.arch.completed; n > 0 {
 		fmt.Fprintf(&b, "  %d instructions completed for KVM\n", n)
 	}
@@ -88,43 +83,4 @@ func (c *vcpu) dumpCode(b *strings.Builder, r *kvm.Regs, s *kvm.Sregs) {
 		fmt.Fprintf(b, "    %x: %s\n", r.RIP+uint64(off), x86asm.GNUSyntax(inst, r.RIP+uint64(off), nil))
 		off += inst.Len
 	}
-}
-
-func exitName(reason uint32) string {
-	switch reason {
-	case kvm.ExitUnknown:
-		return "unknown"
-	case kvm.ExitIO:
-		return "io"
-	case kvm.ExitDebug:
-		return "debug"
-	case kvm.ExitHLT:
-		return "hlt"
-	case kvm.ExitMMIO:
-		return "mmio"
-	case kvm.ExitShutdown:
-		return "shutdown"
-	case kvm.ExitFailEntry:
-		return "fail-entry"
-	case kvm.ExitIntr:
-		return "intr"
-	case kvm.ExitInternalError:
-		return "internal-error"
-	case kvm.ExitSystemEvent:
-		return "system-event"
-	default:
-		return fmt.Sprint(reason)
-	}
-}
-
-func (e exitRecord) String() string {
-	name := exitName(e.reason)
-	if e.reason != kvm.ExitIO && e.reason != kvm.ExitMMIO {
-		return name
-	}
-	dir := "read"
-	if e.write {
-		dir = "write"
-	}
-	return fmt.Sprintf("%s-%s:%#x", name, dir, e.addr)
 }

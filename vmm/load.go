@@ -132,7 +132,12 @@ func (l *loaded) load(cfg *Config) error {
 			cfg.RNG = Off // it reads RDRAND, and complains of devices it has no driver for
 		}
 	}
+	opts.ARM64 = cfg.ARM64
+	opts.ARM64.Devices = cfg.deviceCount()
 	for i := range cfg.deviceCount() {
+		if l.image.Arch == boot.ARM64 {
+			break // its machines place devices themselves
+		}
 		var ok bool
 		if cfg.Machine == boot.MachineMicroVM {
 			var d boot.MMIODevice

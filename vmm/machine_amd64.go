@@ -21,13 +21,35 @@ const (
 	portCMOS = 0x70
 )
 
+// createVM creates the VM.
+func (m *VM) createVM(sys *kvm.System) (*kvm.VM, error) { return sys.CreateVM(0) }
+
+// irqInput is what KVM calls an interrupt input.
+func irqInput(gsi uint32) uint32 { return gsi }
+
+// atPort has a write to a port make the event.
+func (m *VM) atPort(e *kvm.IOEventFD) { e.Flags |= kvm.IOEventPort }
+
+// msiFlags: the address and data of a message say it all.
+const msiFlags = 0
+
+// place returns where the i-th virtio device goes; the plan has checked the number.
+func (m *VM) place(i int) (*boot.MMIODevice, boot.PCIDevice) {
+	if m.plan.Machine == boot.MachineMicroVM {
+		slot, _ := boot.MMIOSlot(i)
+		return &slot, boot.PCIDevice{}
+	}
+	slot, _ := m.cfg.pciSlot(i)
+	return nil, slot
+}
+
 // createPlatform makes the interrupt controllers and the devices that are not
 // virtio.
 func (m *VM) createPlatform() error {
 	if err := errors.Join(m.kvm.SetTSSAddr(uint32(tssAddr)), m.kvm.CreateIRQChip(), m.kvm.CreatePIT()); err != nil {
 		return &LackingError{err}
 	}
-	com1, err := host{m}.EdgeLine(gsiCOM1)
+	com1, err := host{m: m}.EdgeLine(gsiCOM1)
 	if err != nil {
 		return err
 	}
@@ -89,11 +111,6 @@ func (m *VM) fwCfg() *devices.FWCfg {
 	return devices.NewFWCfg(m.cfg.CPUs, ram, m.mem, items)
 }
 
-// closeFunc is a Close that cannot fail.
-type closeFunc func()
-
-func (f closeFunc) Close() error { f(); return nil }
-
 // Model-specific registers set before the first instruction.
 const (
 	msrMiscEnable  = 0x1a0
@@ -108,9 +125,9 @@ const (
 	lvtNMI          = 0x400
 )
 
-// createVCPUs creates the vCPUs and sets the state of the first; the others wait
+// prepareVCPUs creates the vCPUs and sets the state of the first; the others wait
 // for the guest to start them (INIT, SIPI).
-func (m *VM) createVCPUs(sys *kvm.System) error {
+func (m *VM) prepareVCPUs(sys *kvm.System) error {
 	supported, err := sys.SupportedCPUID()
 	if err != nil {
 		return err

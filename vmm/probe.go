@@ -1,4 +1,4 @@
-//go:build amd64
+//go:build amd64 || arm64
 
 package vmm
 
@@ -49,7 +49,7 @@ func Probe(kernel kvm.Kernel) []Finding {
 		}
 		found = append(found, f)
 	}
-	return append(found, probeArch(sys)...)
+	return append(found, probeArch(sys, vm)...)
 }
 
 func exists(path string) bool {

@@ -12,7 +12,7 @@ import (
 const vmTypeSNP = 4 // KVM_X86_SNP_VM
 
 // probeArch says what only x86 hosts have.
-func probeArch(sys *kvm.System) []Finding {
+func probeArch(sys *kvm.System, _ *kvm.VM) []Finding {
 	found := []Finding{probeHardware()}
 	types := sys.Check(kvm.CapVMTypes)
 	snp := Finding{Name: "sev-snp", OK: types&(1<<vmTypeSNP) != 0, Detail: "KVM can create SEV-SNP machines"}

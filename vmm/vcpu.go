@@ -1,10 +1,12 @@
-//go:build amd64
+//go:build amd64 || arm64
 
 package vmm
 
 import (
+	"cmp"
 	"fmt"
 	"runtime"
+	"strings"
 	"sync/atomic"
 
 	"github.com/gvmm/gvmm/vmm/kvm"
@@ -28,6 +30,36 @@ type exitRecord struct {
 	reason uint32
 	addr   uint64 // port or guest physical address, where the reason has one
 	write  bool
+}
+
+var exitNames = [...]string{
+	kvm.ExitUnknown: "unknown", kvm.ExitIO: "io", kvm.ExitDebug: "debug", kvm.ExitHLT: "hlt", kvm.ExitMMIO: "mmio",
+	kvm.ExitShutdown: "shutdown", kvm.ExitFailEntry: "fail-entry", kvm.ExitIntr: "intr",
+	kvm.ExitInternalError: "internal-error", kvm.ExitSystemEvent: "system-event", kvm.ExitMemoryFault: "memory-fault",
+}
+
+func (e exitRecord) String() string {
+	name := fmt.Sprint(e.reason)
+	if e.reason < uint32(len(exitNames)) {
+		name = cmp.Or(exitNames[e.reason], name)
+	}
+	if e.reason != kvm.ExitIO && e.reason != kvm.ExitMMIO {
+		return name
+	}
+	dir := "read"
+	if e.write {
+		dir = "write"
+	}
+	return fmt.Sprintf("%s-%s:%#x", name, dir, e.addr)
+}
+
+// dumpTrail writes the last exits, the latest first.
+func (c *vcpu) dumpTrail(b *strings.Builder) {
+	b.WriteString("  last exits:")
+	for i := range min(c.exits, uint64(len(c.trail))) {
+		fmt.Fprintf(b, " %v", c.trail[(c.exits-1-i)%uint64(len(c.trail))])
+	}
+	b.WriteByte('\n')
 }
 
 // The states of a VM.

@@ -1,12 +1,14 @@
-//go:build amd64
+//go:build amd64 || arm64
 
 package vmm
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"runtime"
 	"sync"
 	"time"
 
@@ -73,22 +75,24 @@ func New(cfg Config) (*VM, error) {
 // build makes everything up to the first instruction. What it opened is closed
 // by Close, also when it fails half way.
 func (m *VM) build() error {
+	sys, err := kvm.Open(m.cfg.Kernel)
+	if err != nil {
+		return &LackingError{err}
+	}
+	defer sys.Close()
+	if m.kvm, err = m.createVM(sys); err != nil {
+		return &LackingError{err}
+	}
 	image, err := loadPlan(&m.cfg)
 	if err != nil {
 		return err
 	}
 	m.image, m.plan = image, image.plan
 	m.closers = append(m.closers, image)
+	if m.plan.Arch != boot.Arch(runtime.GOARCH) {
+		return fmt.Errorf("%s: an %s guest does not run on %s: use an %s host", m.cfg.Image, m.plan.Arch, runtime.GOARCH, m.plan.Arch)
+	}
 	m.watch = newCrashWatch(m.cfg.Stdout, m.plan)
-
-	sys, err := kvm.Open(m.cfg.Kernel)
-	if err != nil {
-		return &LackingError{err}
-	}
-	defer sys.Close()
-	if m.kvm, err = sys.CreateVM(0); err != nil {
-		return &LackingError{err}
-	}
 	// Memory first: once there is an interrupt controller, KVM waits for a
 	// grace period at every slot.
 	if m.mem, err = memory.New(m.plan.Memory()...); err != nil {
@@ -109,7 +113,7 @@ func (m *VM) build() error {
 	if err := m.plan.Load(m.mem); err != nil {
 		return err
 	}
-	return m.createVCPUs(sys)
+	return m.prepareVCPUs(sys)
 }
 
 // Run starts the guest and waits for its end: [VM.Start] and [VM.Wait].

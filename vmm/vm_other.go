@@ -1,4 +1,4 @@
-//go:build !amd64
+//go:build !amd64 && !arm64
 
 package vmm
 
@@ -9,7 +9,7 @@ import (
 	"github.com/gvmm/gvmm/vmm/kvm"
 )
 
-var errHost = errors.New("virtual machines run on x86-64 hosts only so far")
+var errHost = errors.New("virtual machines run on x86-64 and arm64 hosts only")
 
 // VM is a virtual machine; there are none on this host's architecture.
 type VM struct{}
@@ -36,5 +36,5 @@ type Finding struct {
 
 // Probe says that this host cannot run virtual machines.
 func Probe(kvm.Kernel) []Finding {
-	return []Finding{{Name: "kvm", Detail: errHost.Error(), Remedy: "an x86-64 host"}}
+	return []Finding{{Name: "kvm", Detail: errHost.Error(), Remedy: "an x86-64 or arm64 host"}}
 }

@@ -1,3 +1,5 @@
+//go:build amd64 || arm64
+
 package vmm
 
 import (
@@ -18,35 +20,40 @@ type irqLines struct {
 	levels map[uint32]*sharedLevel
 }
 
-// host is the machine as devices see it.
-type host struct{ m *VM }
+// host is the machine as a device sees it.
+type host struct {
+	m         *VM
+	requester uint32 // its PCI requester ID, which a GIC's ITS asks for
+}
 
 var _ devices.Machine = host{}
 
 func (h host) Memory() *memory.Guest { return h.m.mem }
 
-func ioEvent(fd int, k devices.Kick) kvm.IOEventFD {
+func (h host) ioEvent(fd int, k devices.Kick) kvm.IOEventFD {
 	e := kvm.IOEventFD{Addr: k.Addr, Len: uint32(k.Width), FD: int32(fd)}
 	if k.Match {
 		e.Flags |= kvm.IOEventMatch
 		e.DataMatch = k.Value
 	}
 	if k.Port {
-		e.Flags |= kvm.IOEventPort
+		h.m.atPort(&e)
 	}
 	return e
 }
 
-func (h host) AttachKick(fd int, k devices.Kick) error { return h.m.kvm.IOEventFD(ioEvent(fd, k)) }
+func (h host) AttachKick(fd int, k devices.Kick) error { return h.m.kvm.IOEventFD(h.ioEvent(fd, k)) }
 
 func (h host) DetachKick(fd int, k devices.Kick) error {
-	e := ioEvent(fd, k)
+	e := h.ioEvent(fd, k)
 	e.Flags |= kvm.IOEventDeassign
 	return h.m.kvm.IOEventFD(e)
 }
 
 func (h host) SignalMSI(addr uint64, data uint32) error {
-	return h.m.kvm.SignalMSI(kvm.MSI{AddrLo: uint32(addr), AddrHi: uint32(addr >> 32), Data: data})
+	return h.m.kvm.SignalMSI(kvm.MSI{
+		AddrLo: uint32(addr), AddrHi: uint32(addr >> 32), Data: data, Flags: msiFlags, DevID: h.requester,
+	})
 }
 
 // edgeLine raises an interrupt by writing an irqfd: KVM pulses the input.
@@ -92,7 +99,7 @@ func (s *sharedLevel) change(by int) {
 	s.raised += by
 	if now := s.raised > 0; now != was {
 		// The ioctl fails only for a VM without an interrupt controller.
-		_ = s.vm.SetIRQ(s.gsi, now)
+		_ = s.vm.SetIRQ(irqInput(s.gsi), now)
 	}
 }
 

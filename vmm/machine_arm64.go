@@ -1,0 +1,236 @@
+package vmm
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math/bits"
+
+	"github.com/gvmm/gvmm/boot"
+	"github.com/gvmm/gvmm/cet"
+	"github.com/gvmm/gvmm/devices"
+	"github.com/gvmm/gvmm/vmm/kvm"
+)
+
+// archVM is what only the arm64 machine has.
+type archVM struct {
+	pci *devices.PCI
+}
+
+// archVCPU is what only an arm64 vCPU has: nothing.
+type archVCPU struct{}
+
+// highestRAM is where RAM begins on the machines that have it highest.
+const highestRAM = 2 << 30
+
+// createVM creates the VM and settles what the host decides of the plan.
+func (m *VM) createVM(sys *kvm.System) (*kvm.VM, error) {
+	c := &m.cfg
+	if c.CET == cet.Require || c.CETPreset != "" || c.CETAudit != "" {
+		return nil, errors.New("CET: an arm64 processor has none: leave --cet, --cet-preset and --cet-audit out")
+	}
+	// The machine type is the number of address bits; RAM ends above all devices.
+	top := highestRAM + max(c.Memory, boot.DefaultMemoryLinux)
+	kind := max(bits.Len64(top-1), 32)
+	switch limit := sys.Check(kvm.CapARMIPASize); {
+	case limit == 0:
+		kind = 0 // an old kernel, whose VMs have 40
+	case kind > limit:
+		return nil, fmt.Errorf("--memory: guest addresses of %d bits are needed, the host has %d", kind, limit)
+	}
+	v, err := sys.CreateVM(kind)
+	if err != nil {
+		return nil, err
+	}
+	a := &c.ARM64
+	v2, v3 := v.HasDevice(kvm.GICv2), v.HasDevice(kvm.GICv3)
+	switch {
+	case !v2 && !v3, a.GIC == 2 && !v2, a.GIC == 3 && !v3:
+		return v, fmt.Errorf("KVM here gives guests no GICv%d (GICv2: %t, GICv3: %t)", a.GIC, v2, v3)
+	case !v3:
+		a.GIC = 2
+	case !v2:
+		a.GIC = 3
+	}
+	a.ITS = v3 && a.GIC != 2 && v.HasDevice(kvm.ITS)
+	if a.PMU && v.Check(kvm.CapARMPMU) == 0 {
+		return v, errors.New("KVM here gives guests no performance monitors (PMUv3)")
+	}
+	if a.Realm { // whose device tree is measured
+		return v, nil
+	}
+	a.PVTime = v.Check(kvm.CapARMStealTime) != 0
+	var seed [8 + 64]byte
+	_, _ = rand.Read(seed[:]) // never fails
+	if a.KASLRSeed == 0 {
+		a.KASLRSeed = binary.NativeEndian.Uint64(seed[:])
+	}
+	a.RNGSeed = seed[8:]
+	return v, nil
+}
+
+// irqInput is what KVM calls an interrupt input: a shared peripheral interrupt
+// by its INTID (Documentation/virt/kvm/api.rst, 4.25).
+func irqInput(gsi uint32) uint32 {
+	const spi, first = 1 << 24, 32
+	return spi | (gsi + first)
+}
+
+// atPort has a write to a PCI port make the event: it is memory here.
+func (m *VM) atPort(e *kvm.IOEventFD) { e.Addr += uint64(m.plan.Platform.PCI.Ports.Base) }
+
+// msiFlags: an ITS tells devices apart (KVM_MSI_VALID_DEVID).
+const msiFlags = 1
+
+// place returns where the i-th virtio device goes; the plan has checked the number.
+func (m *VM) place(i int) (*boot.MMIODevice, boot.PCIDevice) {
+	if p := m.plan.Platform; p.Transport == boot.TransportMMIO {
+		return &p.MMIO[i], boot.PCIDevice{}
+	}
+	return nil, m.plan.Platform.PCI.Devices[i]
+}
+
+// createPlatform makes the vCPUs, which the interrupt controller wants to know,
+// that controller, which everything else wants, and all that is not virtio.
+func (m *VM) createPlatform() error {
+	p := m.plan.Platform
+	if err := m.createVCPUs(p); err != nil {
+		return &LackingError{err}
+	}
+	if err := m.createGIC(&p.GIC); err != nil {
+		return &LackingError{err}
+	}
+	for id, c := range m.cpus {
+		if p.PMU {
+			if err := errors.Join(c.SetDeviceAttr(kvm.VCPUPMU, kvm.PMUIRQ, boot.PMUInterrupt), c.SetDeviceAttr(kvm.VCPUPMU, kvm.PMUInit, 0)); err != nil {
+				return err
+			}
+		}
+		if p.PVTime.Size != 0 {
+			if err := c.SetDeviceAttr(kvm.VCPUPVTime, kvm.PVTimeIPA, uint64(p.PVTime.Base)+uint64(id)*pvTimeSize); err != nil {
+				return err
+			}
+		}
+	}
+	for i := range p.UARTs {
+		if err := m.createUART(p, i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pvTimeSize is what a vCPU's stolen time structure takes (Arm DEN0057A).
+const pvTimeSize = 64
+
+// createVCPUs creates the vCPUs, with SVE and pointer authentication where the
+// host has them. All but the first wait for PSCI's CPU_ON.
+func (m *VM) createVCPUs(p *boot.Platform) error {
+	target, err := m.kvm.PreferredTarget()
+	if err != nil {
+		return err
+	}
+	features := uint32(kvm.VCPUPSCI02)
+	if p.PMU {
+		features |= kvm.VCPUPMUv3
+	}
+	if m.kvm.Check(kvm.CapARMPtrAuthAddr) != 0 && m.kvm.Check(kvm.CapARMPtrAuthGen) != 0 {
+		features |= kvm.VCPUPtrAuthAddr | kvm.VCPUPtrAuthGen
+	}
+	if m.kvm.Check(kvm.CapARMSVE) != 0 {
+		features |= kvm.VCPUSVE
+	}
+	for id := range m.cfg.CPUs {
+		v, err := m.kvm.CreateVCPU(id)
+		if err != nil {
+			return err
+		}
+		m.cpus = append(m.cpus, &vcpu{VCPU: v, vm: m})
+		if err := v.Init(target, features); err != nil {
+			return err
+		}
+		features |= kvm.VCPUPowerOff
+		if features&kvm.VCPUSVE != 0 {
+			if err := v.Finalize(kvm.FinalizeSVE); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// gicIRQs is the number of interrupts of the controller, 32 of them private:
+// enough for every device of every machine.
+const gicIRQs = 128
+
+// createGIC makes the interrupt controller in the kernel.
+func (m *VM) createGIC(g *boot.GIC) error {
+	type address struct {
+		attr uint64
+		base uint64
+	}
+	kind, at := kvm.GICv3, []address{{kvm.GICAddressV3Dist, uint64(g.Dist.Base)}, {kvm.GICAddressRedist, uint64(g.Redist.Base)}}
+	if g.Version == 2 {
+		kind, at = kvm.GICv2, []address{{kvm.GICAddressV2Dist, uint64(g.Dist.Base)}, {kvm.GICAddressV2CPU, uint64(g.CPU.Base)}}
+	}
+	create := func(kind kvm.DeviceKind, irqs uint64, at []address) error {
+		d, err := m.kvm.CreateDevice(kind)
+		if err != nil {
+			return err
+		}
+		defer d.Close()
+		for _, a := range at {
+			err = errors.Join(err, d.SetDeviceAttr(kvm.GICAddress, a.attr, a.base))
+		}
+		if irqs != 0 {
+			err = errors.Join(err, d.SetDeviceAttr(kvm.GICIRQs, 0, irqs))
+		}
+		return errors.Join(err, d.SetDeviceAttr(kvm.GICControl, kvm.GICInitAttr, 0))
+	}
+	if err := create(kind, gicIRQs, at); err != nil || g.ITS.Size == 0 {
+		return err
+	}
+	return create(kvm.ITS, 0, []address{{kvm.GICAddressITS, uint64(g.ITS.Base)}})
+}
+
+// uart is a serial port of either kind.
+type uart interface {
+	devices.Handler
+	Input(p []byte) bool
+	Close()
+}
+
+// createUART makes the i-th serial port. The first is the console.
+func (m *VM) createUART(p *boot.Platform, i int) error {
+	u := p.UARTs[i]
+	connect := host{m: m}.LevelLine
+	if u.Edge {
+		connect = host{m: m}.EdgeLine
+	}
+	line, err := connect(u.IRQ)
+	if err != nil {
+		return err
+	}
+	var out io.Writer = io.Discard
+	if i == 0 {
+		out = m.watch
+	}
+	var port uart = devices.NewSerial(out, line)
+	if i == 0 {
+		m.input = port.Input
+	}
+	m.closers = append(m.closers, closeFunc(port.Close))
+	return m.mmio.Add("serial port", uint64(u.Base), u.Size, port)
+}
+
+// prepareVCPUs sets the first vCPU's registers, as the boot protocol wants them.
+func (m *VM) prepareVCPUs(*kvm.System) error {
+	first, s := m.cpus[0], m.plan.ARM64
+	err := first.SetOneReg(kvm.RegPC, s.PC)
+	for i, x := range s.X {
+		err = errors.Join(err, first.SetOneReg(kvm.RegX0+2*uint64(i), x))
+	}
+	return err
+}
