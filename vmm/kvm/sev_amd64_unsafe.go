@@ -192,18 +192,17 @@ type sevIssueCmd struct {
 
 // PlatformStatus asks the secure processor for its firmware's level
 // (SNP_PLATFORM_STATUS on /dev/sev).
-func PlatformStatus(k Kernel) (*SNPStatus, error) {
+func (s *System) PlatformStatus() (*SNPStatus, error) {
 	const snpPlatformStatus, issueCmd = 9, 0xc0105300 // _IOWR('S', 0, struct sev_issue_cmd)
-	fd, err := k.Open(SEVPath)
+	fd, err := s.k.Open(SEVPath)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", SEVPath, err)
 	}
-	defer func() { _ = k.Close(fd) }()
+	defer func() { _ = s.k.Close(fd) }()
 	status := &SNPStatus{}
 	p := uintptr(unsafe.Pointer(status))
 	c := &sevIssueCmd{cmd: snpPlatformStatus, data0: uint32(p), data: uint32(p >> 32)}
-	_, err = k.Ioctl(fd, issueCmd, unsafe.Pointer(c))
-	if err != nil {
+	if _, err = s.k.Ioctl(fd, issueCmd, unsafe.Pointer(c)); err != nil {
 		return nil, &SEVError{"SNP_PLATFORM_STATUS", c.err, err}
 	}
 	return status, nil
