@@ -20,6 +20,9 @@ func unmap(b []byte) error {
 	return unix.Munmap(b)
 }
 
+// discard gives back the memory behind whole pages, which read as zeros then.
+func discard(b []byte) error { return unix.Madvise(b, unix.MADV_DONTNEED) }
+
 // HostAddr returns the host virtual address of the region, as KVM wants it in
 // a memslot (KVM_SET_USER_MEMORY_REGION, userspace_addr).
 func (r *Region) HostAddr() uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(r.host))) }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"sort"
+	"sync/atomic"
 )
 
 // GPA is a guest physical address.
@@ -34,7 +35,8 @@ var ErrOutside = errors.New("address outside guest memory")
 // Region is one contiguous piece of guest RAM backed by host memory.
 type Region struct {
 	Range
-	host []byte
+	host    []byte
+	private []atomic.Uint64 // a bit for each page; nil unless the guest is confidential
 }
 
 // Host returns the host memory behind the region, Size bytes. Only the code
@@ -98,13 +100,17 @@ func (g *Guest) Size() uint64 {
 	return n
 }
 
-// Slice returns the n bytes of guest memory at gpa. They lie in one region or
-// the error wraps [ErrOutside]. The guest may change them at any time.
+// Slice returns the n bytes of guest memory at gpa. They lie in one region or the
+// error wraps [ErrOutside]; none is private or it wraps [ErrPrivate]. The guest may
+// change them at any time.
 func (g *Guest) Slice(gpa GPA, n uint64) ([]byte, error) {
 	for i := range g.regions {
 		r := &g.regions[i]
 		if r.Contains(gpa, n) {
 			off := uint64(gpa - r.Base)
+			if r.private != nil && r.anyPrivate(off, n) {
+				return nil, fmt.Errorf("%d bytes at %#x: %w", n, uint64(gpa), ErrPrivate)
+			}
 			return r.host[off : off+n : off+n], nil
 		}
 	}
