@@ -64,6 +64,7 @@ func (c *vcpu) internalError() *Outcome {
 
 // archVM is what only the x86 machine has.
 type archVM struct {
+	pio    devices.Bus
 	serial *devices.Serial
 	pci    *devices.PCI
 	cet    cet.Features // what the guest can see of CET

@@ -4,7 +4,6 @@ package vmm
 
 import (
 	"fmt"
-	"os"
 
 	"github.com/gvmm/gvmm/vmm/kvm"
 )
@@ -50,9 +49,4 @@ func Probe(kernel kvm.Kernel) []Finding {
 		found = append(found, f)
 	}
 	return append(found, probeArch(sys, vm)...)
-}
-
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
 }

@@ -76,3 +76,8 @@ func lackingCET(missing cet.Features) error {
 	links := cet.ThisHost().Missing(missing)
 	return &LackingError{fmt.Errorf("CET: KVM does not offer %v: %v", missing, links[0])}
 }
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"github.com/gvmm/gvmm/devices"
 	"github.com/gvmm/gvmm/vmm/kvm"
 )
 
@@ -133,9 +134,11 @@ const (
 func (c *vcpu) systemEvent() *Outcome {
 	switch kind, data := c.SystemEvent(); kind {
 	case eventShutdown:
-		return &Outcome{Status: StatusOK, Why: "guest powered off"}
+		o := endOutcome(devices.End{Kind: devices.EndPowerOff, Why: "PSCI"}, c.vm.watch.crashed())
+		return &o
 	case eventReset:
-		return &Outcome{Status: StatusOK, Why: "guest reset"}
+		o := endOutcome(devices.End{Kind: devices.EndReset, Why: "PSCI"}, c.vm.watch.crashed())
+		return &o
 	case eventCrash:
 		o := c.crash("guest reported a crash")
 		return &o

@@ -28,7 +28,6 @@ type VM struct {
 	kvm  *kvm.VM
 	mem  *memory.Guest
 	mmio devices.Bus
-	pio  devices.Bus
 	irqs irqLines
 	archVM
 	cpus []*vcpu
