@@ -1,9 +1,11 @@
 package sev
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // FirmwareLaunch is a launch of firmware by another monitor, or by gvmm as QEMU
@@ -158,11 +160,10 @@ func (l *FirmwareLaunch) vmsaPages(svsmGPA uint32) (pages [2][]byte, err error) 
 
 // checkOverlap finds a page that is launched twice, which KVM refuses.
 func checkOverlap(ranges []Range) error {
-	for i, a := range ranges {
-		for _, b := range ranges[:i] {
-			if a.GPA < b.GPA+b.Size && b.GPA < a.GPA+a.Size {
-				return fmt.Errorf("%s at %#x overlaps %s at %#x: no host launches a page twice", a.Name, a.GPA, b.Name, b.GPA)
-			}
+	sorted := slices.SortedFunc(slices.Values(ranges), func(a, b Range) int { return cmp.Compare(a.GPA, b.GPA) })
+	for i := 1; i < len(sorted); i++ {
+		if a, b := sorted[i-1], sorted[i]; b.GPA < a.GPA+a.Size {
+			return fmt.Errorf("%s at %#x overlaps %s at %#x: no host launches a page twice", b.Name, b.GPA, a.Name, a.GPA)
 		}
 	}
 	return nil
@@ -175,10 +176,18 @@ func (l *FirmwareLaunch) Digest(after func(Range, Digest)) (Digest, error) {
 	if err != nil {
 		return Digest{}, err
 	}
-	var c Chain
+	var start Digest
 	if l.FirmwareDigest != nil {
-		c = Chain{*l.FirmwareDigest}
+		start = *l.FirmwareDigest
 	}
+	return Measure(start, ranges, after)
+}
+
+// Measure returns the digest behind ranges that are launched in their order, from
+// the digest start on, which is zeros at LAUNCH_START. Each range is passed to
+// after, which may be nil, with the digest behind it.
+func Measure(start Digest, ranges []Range, after func(Range, Digest)) (Digest, error) {
+	c := Chain{start}
 	for _, r := range ranges {
 		if err := c.Add(r); err != nil {
 			return Digest{}, err

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/gvmm/gvmm/sev"
+	"github.com/gvmm/gvmm/vmm"
 )
 
 const measureUsage = `usage: gvmm measure snp|sev-es|sev|cca [flags]
@@ -42,61 +43,77 @@ func measure(args []string, stdout io.Writer) error {
 	}
 }
 
-const measureSNPUsage = `usage: gvmm measure %s --vmm qemu|ec2|gce --firmware FILE --vcpus N [flags]
+const measureSNPUsage = `usage: gvmm measure %[1]s [flags of gvmm run] IMAGE
+       gvmm measure %[1]s --vmm qemu|ec2|gce --firmware FILE --vcpus N [flags]
+       gvmm measure %[1]s --vmm qemu --igvm FILE
 
-Prints the launch digest, in hex, of a guest that another monitor starts with
-the given firmware. With --explain the digest is followed by one line for each
-range of pages that enters it, with the digest behind it.
+Prints the launch digest, in hex, of the guest that "gvmm run --sev-snp" starts
+with the same flags or, with --vmm, that another monitor starts. It needs no KVM
+and no SNP. With --explain the digest is followed by one line for each range of
+pages that enters it, with the digest behind it.
 
+  gvmm measure snp -M 256M -i initrd.img -a 'console=ttyS0' vmlinuz
+  gvmm measure snp --firmware OVMF.amdsev.fd -c 4 -i initrd.img vmlinuz
   gvmm measure snp --vmm qemu --firmware OVMF.amdsev.fd --vcpus 4 --vcpu-type EPYC-Milan \
       --kernel vmlinuz --initrd initrd.img --append 'console=ttyS0'
-  gvmm measure snp --vmm gce --firmware OVMF.fd --vcpus 2 --explain
-  gvmm measure snp --vmm qemu --firmware OVMF.fd --vcpus 1 --vcpu-type EPYC-v4 \
-      --id-key id.pem --author-key author.pem --id-block block.bin --id-auth auth.bin
+  gvmm measure snp --id-key id.pem --author-key author.pem --id-block block.bin --id-auth auth.bin vmlinuz
 
 `
 
 // snpFlags are the flags of measure snp.
 type snpFlags struct {
+	cfg                            vmm.Config // gvmm's own launch
 	launch                         sev.FirmwareLaunch
-	vmm, firmware, kernel, initrd  string
-	cmdline, cpuType, svsm         string
+	vmm, kernel, igvm              string
+	cpuType, svsm                  string
 	varsSize                       uint64
 	idBlock, idAuth, idKey, author string
 	block                          sev.IDBlock
 	explain, asJSON                bool
+	group                          map[string]string // whose launch a flag describes: "", "run" or "vmm"
 }
 
-func (f *snpFlags) register(fs *pflag.FlagSet) {
+// register registers the flags; finish checks them.
+func (f *snpFlags) register(fs *pflag.FlagSet) (finish func([]string, int) error) {
 	l := &f.launch
-	l.Features = sev.FeatureSNP
-	f.block.Policy = sev.DefaultPolicy
-	fs.StringVar(&f.vmm, "vmm", "", "whose launch: `qemu|ec2|gce`")
-	fs.StringVar(&f.firmware, "firmware", "", "OVMF image `FILE`")
-	fs.StringVar(&f.kernel, "kernel", "", "kernel `FILE` handed over with its hash (QEMU: kernel-hashes=on)")
-	fs.StringVarP(&f.initrd, "initrd", "i", "", "initial RAM disk `FILE` (with --kernel)")
-	fs.StringVarP(&f.cmdline, "append", "a", "", "kernel `PARAMETERS`, kept byte for byte (with --kernel)")
-	fs.IntVarP(&l.VCPUs, "vcpus", "c", 1, "number of `vCPUs`")
-	fs.StringVar(&f.cpuType, "vcpu-type", "", "vCPU `MODEL` as QEMU names it: EPYC, EPYC-Milan-v2, ...")
-	fs.Var(hexFlag(func(v uint64) { l.Sig = uint32(v) }, 32), "vcpu-sig", "vCPU signature (CPUID leaf 1 EAX) instead of a model")
-	fs.Var(hexFlag(func(v uint64) { l.RDX = &v }, 64), "vcpu-rdx", "what vCPUs find in RDX (default: qemu their signature, ec2 and gce 600; ec2 before May 2026: 0)")
-	fs.BoolVar(&f.asJSON, "json", false, "print JSON")
-	if fs.Name() != "measure snp" {
-		return
+	f.group = map[string]string{}
+	group := func(name string) {
+		fs.VisitAll(func(fl *pflag.Flag) {
+			if _, ok := f.group[fl.Name]; !ok {
+				f.group[fl.Name] = name
+			}
+		})
 	}
-	fs.Var(hexFlag(func(v uint64) { l.Features = v }, 64), "guest-features", "SEV_FEATURES (default 1: SNP alone; 21: with debug swap)")
+	finish = machineFlags(fs, &f.cfg)
+	snpFlag(fs, &f.cfg)
+	for _, both := range [...]string{"cpus", "initrd", "append", "firmware"} {
+		f.group[both] = ""
+	}
+	group("run")
+	fs.StringVar(&f.kernel, "kernel", "", "kernel `FILE` handed to the firmware")
+	fs.StringVar(&f.cpuType, "vcpu-type", "", "`TYPE` of vCPU as QEMU names it: EPYC-Milan and the like (qemu)")
+	fs.Var(hexFlag(func(v uint64) { l.Sig = uint32(v) }, 32), "vcpu-sig", "CPUID signature of the vCPUs, in place of --vcpu-type")
+	fs.Var(hexFlag(func(v uint64) { l.RDX = &v }, 64), "vcpu-rdx", "what vCPUs start with in RDX, in place of what the monitor does (EC2 left 0 until 2026)")
+	l.Features = sev.FeatureSNP
+	fs.Var(hexFlag(func(v uint64) { l.Features = v }, 64), "guest-features", "SEV_FEATURES of the guest (default 1: SNP)")
 	fs.Var(bytesFlag(48, func(b []byte) { l.FirmwareDigest = (*sev.Digest)(b) }), "firmware-digest", "digest behind the firmware's own pages, which then are not measured")
 	fs.StringVar(&f.svsm, "svsm", "", "COCONUT-SVSM image `FILE` below the firmware (qemu)")
 	fs.Uint64Var(&f.varsSize, "vars-size", 0, "`BYTES` of firmware variables (OVMF_VARS) between the two")
+	fs.StringVar(&f.igvm, "igvm", "", "IGVM `FILE`, which says itself what is launched (qemu)")
+	group("vmm")
+	fs.StringVar(&f.vmm, "vmm", "", "the monitor, where it is not gvmm: `qemu|ec2|gce`")
+	fs.IntVar(&f.cfg.CPUs, "vcpus", 1, "the same as --cpus")
 	fs.BoolVar(&f.explain, "explain", false, "print every range of pages as well")
+	fs.BoolVar(&f.asJSON, "json", false, "print JSON")
 	fs.StringVar(&f.idBlock, "id-block", "", "write the ID block, which lets nothing else start, to `FILE`")
 	fs.StringVar(&f.idAuth, "id-auth", "", "write its signatures to `FILE`")
 	fs.StringVar(&f.idKey, "id-key", "", "P-384 private key `PEM` that signs the ID block")
 	fs.StringVar(&f.author, "author-key", "", "P-384 private key `PEM` that vouches for the ID key")
-	fs.Var(hexFlag(func(v uint64) { f.block.Policy = v }, 64), "policy", "guest policy for the ID block (default 30000)")
+	fs.Var(hexFlag(func(v uint64) { f.block.Policy = v }, 64), "policy", "guest policy for the ID block (default: that of --sev-snp or of the IGVM file, or 30000)")
 	fs.Uint32Var(&f.block.GuestSVN, "guest-svn", 0, "security version `NUMBER` of the guest, for the ID block")
 	fs.Var(bytesFlag(16, func(b []byte) { f.block.FamilyID = [16]byte(b) }), "family-id", "family ID, for the ID block")
 	fs.Var(bytesFlag(16, func(b []byte) { f.block.ImageID = [16]byte(b) }), "image-id", "image ID, for the ID block")
+	return finish
 }
 
 // hexFlag is a flag that takes a hexadecimal number of so many bits.
@@ -125,76 +142,145 @@ func bytesFlag(n int, set func([]byte)) *value {
 func measureSNP(what string, args []string, stdout io.Writer) error {
 	var f snpFlags
 	fs := newFlags("measure "+what, fmt.Sprintf(measureSNPUsage, what), stdout)
-	f.register(fs)
-	help, err := parse(fs, args, func(args []string, _ int) error { return f.check(fs, args) })
+	finish := f.register(fs)
+	help, err := parse(fs, args, func(args []string, dash int) error {
+		if err := f.check(fs, args); err != nil || f.vmm != "" {
+			return err
+		}
+		return finish(args, dash)
+	})
 	if help || err != nil {
 		return err
 	}
-	if err := f.open(); err != nil {
+	if err := f.measure(what, stdout); err != nil {
 		return fmt.Errorf("measure %s: %w", what, err)
 	}
-	if what != "snp" {
-		digest, err := f.launch.Legacy(what == "sev-es")
-		if err != nil {
-			return fmt.Errorf("measure %s: %s: %w", what, f.firmware, err)
-		}
-		return f.print(stdout, snpResult{Digest: hex.EncodeToString(digest)})
-	}
+	return nil
+}
+
+func (f *snpFlags) measure(what string, stdout io.Writer) (err error) {
 	var r snpResult
-	digest, err := f.launch.Digest(func(rg sev.Range, d sev.Digest) {
+	var start sev.Digest
+	var ranges []sev.Range
+	var bound *sev.IDBlock // an IGVM file's own
+	switch {
+	case f.vmm == "":
+		in, err := vmm.Inspect(f.cfg)
+		if err != nil {
+			return err
+		}
+		defer in.Close()
+		ranges, err = sev.PlanRanges(in.Plan, f.cfg.CPUs, f.cfg.SNP.Features)
+		if err != nil {
+			return err
+		}
+		f.block.Policy = cmp.Or(f.block.Policy, f.cfg.SNP.Policy)
+	case f.igvm != "":
+		data, err := readBounded(f.igvm, sev.MaxFirmware)
+		if err != nil {
+			return fmt.Errorf("--igvm: %w", err)
+		}
+		file, err := sev.ParseIGVM(data)
+		if err != nil {
+			return fmt.Errorf("--igvm %s: %w", f.igvm, err)
+		}
+		ranges, bound = file.Ranges, file.IDBlock
+		f.block.Policy = cmp.Or(f.block.Policy, file.Policy)
+	default:
+		if err := f.open(); err != nil {
+			return err
+		}
+		if what != "snp" {
+			digest, err := f.launch.Legacy(what == "sev-es")
+			if err != nil {
+				return fmt.Errorf("%s: %w", f.cfg.Firmware, err)
+			}
+			return f.print(stdout, snpResult{Digest: hex.EncodeToString(digest)})
+		}
+		if ranges, err = f.launch.Ranges(); err != nil {
+			return fmt.Errorf("%s: %w", f.cfg.Firmware, err)
+		}
+		if f.launch.FirmwareDigest != nil {
+			start = *f.launch.FirmwareDigest
+		}
+	}
+	digest, err := sev.Measure(start, ranges, func(rg sev.Range, d sev.Digest) {
 		if f.explain {
 			r.Ranges = append(r.Ranges, snpRange{rg, d})
 		}
 	})
 	if err != nil {
-		return fmt.Errorf("measure snp: %s: %w", f.firmware, err)
+		return err
+	}
+	if bound != nil && bound.Digest != digest {
+		return fmt.Errorf("--igvm %s: its ID block is for the digest %s, its launch has %s: no host starts it", f.igvm, bound.Digest, digest)
 	}
 	r.Digest = digest.String()
 	if f.idBlock != "" {
+		f.block.Policy = cmp.Or(f.block.Policy, sev.DefaultPolicy)
 		if r.KeyDigests, err = f.writeIDBlock(digest); err != nil {
-			return fmt.Errorf("measure snp: %w", err)
+			return err
 		}
 	}
 	return f.print(stdout, r)
 }
 
 // check checks what the flags say together.
-func (f *snpFlags) check(fs *pflag.FlagSet, args []string) error {
+func (f *snpFlags) check(fs *pflag.FlagSet, args []string) (err error) {
 	l := &f.launch
-	l.VMM = sev.VMM(strings.ToLower(f.vmm))
-	switch {
-	case len(args) > 0:
-		return usageError{fmt.Errorf("unexpected %q: firmware and kernel are given by --firmware and --kernel", args[0])}
+	l.VMM, l.VCPUs = sev.VMM(strings.ToLower(f.vmm)), f.cfg.CPUs
+	fs.Visit(func(fl *pflag.Flag) {
+		switch group := f.group[fl.Name]; {
+		case group == "vmm" && f.vmm == "":
+			err = usageError{fmt.Errorf("--%s describes another monitor's launch: name it with --vmm, qemu, ec2 or gce", fl.Name)}
+		case group == "run" && f.vmm != "":
+			err = usageError{fmt.Errorf("--%s shapes gvmm's own launch: leave it out, or --vmm", fl.Name)}
+		}
+	})
+	if f.cfg.SNP == nil {
+		f.cfg.SNP = new(vmm.SNP)
+	}
+	switch p := f.cfg.SNP.Policy; {
+	case err != nil:
+		return err
+	case (f.idBlock == "") != (f.idKey == "") || (f.idBlock == "") != (f.idAuth == "") || f.idBlock == "" && f.author != "":
+		return usageError{errors.New("--id-block, --id-auth and --id-key go together, --author-key with them")}
+	case p != 0 && f.block.Policy != 0 && p != f.block.Policy:
+		return usageError{fmt.Errorf("--policy %x: the launch has policy %x, and an ID block has to have it too", f.block.Policy, p)}
+	case f.vmm == "" && fs.Name() == "measure snp":
+		return nil
 	case f.vmm == "":
 		return usageError{errors.New("no --vmm given: name the monitor: qemu, ec2 or gce")}
+	case len(args) > 0:
+		return usageError{fmt.Errorf("unexpected %q: firmware and kernel are given by --firmware and --kernel", args[0])}
 	case l.VMM != sev.QEMU && l.VMM != sev.EC2 && l.VMM != sev.GCE:
 		return usageError{fmt.Errorf("--vmm %q: give qemu, ec2 or gce", f.vmm)}
-	case f.firmware == "":
+	case f.igvm != "" && (fs.Name() != "measure snp" || l.VMM != sev.QEMU || l.VCPUs != 1 || f.cfg.Firmware != ""):
+		return usageError{errors.New("--igvm goes with measure snp, --vmm qemu and one vCPU, and without --firmware: the file says all else")}
+	case f.igvm != "":
+		return nil
+	case f.cfg.Firmware == "":
 		return usageError{errors.New("no --firmware given: it is what these monitors launch")}
-	case f.kernel == "" && (f.initrd != "" || f.cmdline != ""):
+	case f.kernel == "" && (f.cfg.Initrd != "" || f.cfg.Params != ""):
 		return usageError{errors.New("--initrd and --append need a --kernel")}
 	case f.cpuType != "" && fs.Changed("vcpu-sig"):
 		return usageError{errors.New("--vcpu-type and --vcpu-sig exclude each other")}
 	case l.VMM == sev.QEMU && fs.Name() != "measure sev" && f.cpuType == "" && !fs.Changed("vcpu-sig") && l.RDX == nil:
 		return usageError{errors.New("no --vcpu-type or --vcpu-sig: QEMU's vCPUs start with their signature in RDX")}
-	case (f.idBlock == "") != (f.idKey == "") || (f.idBlock == "") != (f.idAuth == "") || f.idBlock == "" && f.author != "":
-		return usageError{errors.New("--id-block, --id-auth and --id-key go together, --author-key with them")}
 	case f.svsm == "" && f.varsSize != 0:
 		return usageError{errors.New("--vars-size goes with --svsm")}
 	}
 	if f.cpuType != "" {
-		sig, err := sev.TypeSignature(f.cpuType)
-		if err != nil {
+		if l.Sig, err = sev.TypeSignature(f.cpuType); err != nil {
 			return usageError{fmt.Errorf("--vcpu-type: %w", err)}
 		}
-		l.Sig = sig
 	}
 	return nil
 }
 
-// open reads the files that the flags name.
+// open reads the files that another monitor's launch is made of.
 func (f *snpFlags) open() (err error) {
-	if f.launch.Firmware, err = openFirmware(f.firmware); err != nil {
+	if f.launch.Firmware, err = openFirmware(f.cfg.Firmware); err != nil {
 		return fmt.Errorf("--firmware %w", err)
 	}
 	if f.svsm != "" {
@@ -206,21 +292,19 @@ func (f *snpFlags) open() (err error) {
 	if f.kernel == "" {
 		return nil
 	}
-	kernel, err := os.Open(f.kernel)
-	if err != nil {
-		return fmt.Errorf("--kernel: %w", err)
-	}
-	defer kernel.Close()
-	var initrd io.Reader
-	if f.initrd != "" {
-		file, err := os.Open(f.initrd)
+	var files [2]io.Reader
+	for i, path := range [...]string{f.kernel, f.cfg.Initrd} {
+		if path == "" {
+			continue
+		}
+		file, err := os.Open(path)
 		if err != nil {
-			return fmt.Errorf("--initrd: %w", err)
+			return fmt.Errorf("%s: %w", [...]string{"--kernel", "--initrd"}[i], err)
 		}
 		defer file.Close()
-		initrd = file
+		files[i] = file
 	}
-	hashes, err := sev.HashKernel(kernel, initrd, f.cmdline)
+	hashes, err := sev.HashKernel(files[0], files[1], f.cfg.Params)
 	f.launch.Kernel = &hashes
 	return err
 }
