@@ -40,20 +40,12 @@ func (s *Server) getattr(c *call) unix.Errno {
 	e := &c.e
 	e.u64(valid)
 	e.qid(s.qidOf(st))
-	e.u32(uint32(st.Mode))
-	e.u32(st.Uid)
-	e.u32(st.Gid)
-	e.u64(uint64(st.Nlink))
-	e.u64(unix.Mkdev(st.Rdev_major, st.Rdev_minor))
-	e.u64(st.Size)
-	e.u64(uint64(st.Blksize))
-	e.u64(st.Blocks)
+	e.u32(uint32(st.Mode), st.Uid, st.Gid)
+	e.u64(uint64(st.Nlink), unix.Mkdev(st.Rdev_major, st.Rdev_minor), st.Size, uint64(st.Blksize), st.Blocks)
 	for _, t := range [...]*unix.StatxTimestamp{&st.Atime, &st.Mtime, &st.Ctime, &st.Btime} {
-		e.u64(uint64(t.Sec))
-		e.u64(uint64(t.Nsec))
+		e.u64(uint64(t.Sec), uint64(t.Nsec))
 	}
-	e.u64(0) // gen
-	e.u64(0) // data_version
+	e.u64(0, 0) // gen, data_version
 	return 0
 }
 
@@ -151,14 +143,9 @@ func (s *Server) statfs(c *call) unix.Errno {
 		return err
 	}
 	e := &c.e
-	e.u32(uint32(st.Type))
-	e.u32(uint32(st.Bsize))
-	e.u64(st.Blocks)
-	e.u64(st.Bfree)
-	e.u64(st.Bavail)
-	e.u64(st.Files)
-	e.u64(st.Ffree)
-	e.u64(uint64(uint32(st.Fsid.Val[0])) | uint64(uint32(st.Fsid.Val[1]))<<32)
+	e.u32(uint32(st.Type), uint32(st.Bsize))
+	e.u64(st.Blocks, st.Bfree, st.Bavail, st.Files, st.Ffree)
+	e.u32(uint32(st.Fsid.Val[0]), uint32(st.Fsid.Val[1]))
 	e.u32(uint32(st.Namelen))
 	return 0
 }
@@ -174,11 +161,7 @@ func (s *Server) readlink(c *call) unix.Errno {
 // linkTarget reads the symbolic link name of the directory fd, or fd itself
 // where name is empty. The result is valid until the next call.
 func (s *Server) linkTarget(fd int, name string) ([]byte, unix.Errno) {
-	var n int
-	err := retry(func() (err error) {
-		n, err = unix.Readlinkat(fd, name, s.dir[:unix.PathMax])
-		return err
-	})
+	n, err := retryInt(func() (int, error) { return unix.Readlinkat(fd, name, s.dir[:unix.PathMax]) })
 	if err == unix.ENOENT && name == "" { // not a link
 		err = unix.EINVAL
 	}

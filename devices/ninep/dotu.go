@@ -1,7 +1,6 @@
 package ninep
 
 import (
-	"encoding/binary"
 	"math"
 	"strings"
 
@@ -105,6 +104,9 @@ var modeBits = [...]struct{ wire, host uint32 }{
 	{dmSetuid, unix.S_ISUID}, {dmSetgid, unix.S_ISGID}, {dmSticky, unix.S_ISVTX},
 }
 
+// wireTypes has the bits of each file type (S_IFIFO >> 12 and so on).
+var wireTypes = [16]uint32{1: dmPipe, 2: dmDevice, 4: dmDir, 6: dmDevice, 10: dmSymlink, 12: dmSocket}
+
 // wireMode is the mode of a stat.
 func wireMode(mode uint32) uint32 {
 	m := mode & 0o777
@@ -113,19 +115,7 @@ func wireMode(mode uint32) uint32 {
 			m |= b.wire
 		}
 	}
-	switch mode & unix.S_IFMT {
-	case unix.S_IFDIR:
-		m |= dmDir
-	case unix.S_IFLNK:
-		m |= dmSymlink
-	case unix.S_IFCHR, unix.S_IFBLK:
-		m |= dmDevice
-	case unix.S_IFIFO:
-		m |= dmPipe
-	case unix.S_IFSOCK:
-		m |= dmSocket
-	}
-	return m
+	return m | wireTypes[mode&unix.S_IFMT>>12]
 }
 
 // statFixed is a stat's size without the bytes of its five strings; its size[2]
@@ -138,9 +128,7 @@ func (s *Server) encodeStat(e *encoder, st *unix.Statx_t, name string, extension
 	e.u16(0) // type
 	e.u32(0) // dev
 	e.qid(s.qidOf(st))
-	e.u32(wireMode(uint32(st.Mode)))
-	e.u32(uint32(st.Atime.Sec))
-	e.u32(uint32(st.Mtime.Sec))
+	e.u32(wireMode(uint32(st.Mode)), uint32(st.Atime.Sec), uint32(st.Mtime.Sec))
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
 		e.u64(0)
 	} else {
@@ -151,9 +139,7 @@ func (s *Server) encodeStat(e *encoder, st *unix.Statx_t, name string, extension
 	e.str("")
 	e.str("")
 	e.bytes(extension)
-	e.u32(st.Uid)
-	e.u32(st.Gid)
-	e.u32(noID)
+	e.u32(st.Uid, st.Gid, noID)
 }
 
 func (s *Server) ustat(c *call) unix.Errno {
@@ -187,43 +173,23 @@ func (s *Server) ureaddir(c *call, n int) unix.Errno {
 	default:
 		return unix.EINVAL
 	}
-	limit := readHeader + min(n, outSize-readHeader)
-	c.e.u32(0)
-	full := false
 	var link [unix.PathMax]byte
-	err := s.entries(f.file, f.dirCookie, limit, func(e *entry) bool {
+	next, err := s.list(c, f.dirCookie, n, func(e *entry) {
 		name := string(e.name)
 		if name == "." || name == ".." { // 9P directories do not list them
-			f.dirCookie = e.next
-			return true
+			return
 		}
-		err := unix.Statx(f.file, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, statxMask, &s.st)
-		if err != nil { // gone meanwhile
-			f.dirCookie = e.next
-			return true
+		if unix.Statx(f.file, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, statxMask, &s.st) != nil {
+			return // gone meanwhile
 		}
 		target := 0
 		if s.st.Mode&unix.S_IFMT == unix.S_IFLNK {
-			if target, err = unix.Readlinkat(f.file, name, link[:]); err != nil {
-				target = 0
-			}
+			target, _ = unix.Readlinkat(f.file, name, link[:])
 		}
-		if full = len(c.e.b)+statFixed+len(name)+target > limit; full {
-			return false
-		}
-		s.encodeStat(&c.e, &s.st, name, link[:target])
-		f.dirCookie = e.next
-		return true
+		s.encodeStat(&c.e, &s.st, name, link[:max(target, 0)])
 	})
-	size := len(c.e.b) - readHeader
-	if err == 0 && full && size == 0 {
-		return unix.EINVAL
-	}
-	if size > 0 {
-		err = 0
-	}
-	f.dirOffset += uint64(size)
-	binary.LittleEndian.PutUint32(c.e.b[headerSize:], uint32(size))
+	f.dirCookie = next
+	f.dirOffset += uint64(len(c.e.b) - readHeader)
 	return err
 }
 
@@ -247,30 +213,17 @@ func (s *Server) uwstat(c *call) unix.Errno {
 	if d.err != 0 {
 		return d.err
 	}
-	var a change
-	if mode != noID {
-		a.valid |= setMode
-		a.mode = hostMode(mode)
-	}
-	if atime != noID {
-		a.valid |= setAtime | setAtimeVal
-		a.atime = uint64(atime)
-	}
-	if mtime != noID {
-		a.valid |= setMtime | setMtimeVal
-		a.mtime = uint64(mtime)
-	}
-	if size != math.MaxUint64 {
-		a.valid |= setSize
-		a.size = size
-	}
-	if uid != noID {
-		a.valid |= setUID
-		a.uid = uid
-	}
-	if gid != noID {
-		a.valid |= setGID
-		a.gid = gid
+	a := change{mode: hostMode(mode), uid: uid, gid: gid, size: size, atime: uint64(atime), mtime: uint64(mtime)}
+	for _, field := range [...]struct {
+		touched bool
+		valid   uint32
+	}{
+		{mode != noID, setMode}, {uid != noID, setUID}, {gid != noID, setGID}, {size != math.MaxUint64, setSize},
+		{atime != noID, setAtime | setAtimeVal}, {mtime != noID, setMtime | setMtimeVal},
+	} {
+		if field.touched {
+			a.valid |= field.valid
+		}
 	}
 	if a.valid == 0 && name == "" {
 		if f.file < 0 {

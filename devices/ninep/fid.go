@@ -53,43 +53,32 @@ func procPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 // openBeneath opens the entry name of the directory dirfd. name is one checked
 // component; a symbolic link is opened itself (with O_PATH) or is ELOOP.
 func (s *Server) openBeneath(dirfd int, name string, flags int, mode uint32) (int, unix.Errno) {
+	flags |= unix.O_CLOEXEC | unix.O_NOFOLLOW
+	return s.open(func() (int, error) {
+		if s.openat2 {
+			return unix.Openat2(dirfd, name, &unix.OpenHow{Flags: uint64(flags), Mode: uint64(mode), Resolve: resolve})
+		}
+		return unix.Openat(dirfd, name, flags, mode)
+	})
+}
+
+// open counts the descriptor that f opens.
+func (s *Server) open(f func() (int, error)) (int, unix.Errno) {
 	if s.fds >= s.maxFDs {
 		return -1, unix.EMFILE
 	}
-	flags |= unix.O_CLOEXEC | unix.O_NOFOLLOW
-	var fd int
-	err := retry(func() (err error) {
-		if s.openat2 {
-			fd, err = unix.Openat2(dirfd, name, &unix.OpenHow{Flags: uint64(flags), Mode: uint64(mode), Resolve: resolve})
-		} else {
-			fd, err = unix.Openat(dirfd, name, flags, mode)
-		}
-		return err
-	})
-	if err != 0 {
-		return -1, err
+	fd, err := retryInt(f)
+	if err == 0 {
+		s.fds++
 	}
-	s.fds++
-	return fd, 0
+	return fd, err
 }
 
 // reopen opens the object behind the descriptor fd anew with the given flags.
 // What it is was checked on fd and cannot change: this never opens a FIFO or a
 // device.
 func (s *Server) reopen(fd, flags int) (int, unix.Errno) {
-	if s.fds >= s.maxFDs {
-		return -1, unix.EMFILE
-	}
-	var opened int
-	err := retry(func() (err error) {
-		opened, err = unix.Open(procPath(fd), flags|unix.O_CLOEXEC, 0)
-		return err
-	})
-	if err != 0 {
-		return -1, err
-	}
-	s.fds++
-	return opened, 0
+	return s.open(func() (int, error) { return unix.Open(procPath(fd), flags|unix.O_CLOEXEC, 0) })
 }
 
 func (s *Server) close(fd int) {
@@ -192,12 +181,9 @@ func (s *Server) belowRoot(fd int) (bool, unix.Errno) {
 
 // up opens the directory above fd, wherever that is.
 func up(fd int) (int, unix.Errno) {
-	var above int
-	err := retry(func() (err error) {
-		above, err = unix.Openat(fd, "..", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-		return err
+	return retryInt(func() (int, error) {
+		return unix.Openat(fd, "..", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	})
-	return above, err
 }
 
 // rootOr returns a reference to the root if n is the root: a file has no "..".

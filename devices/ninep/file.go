@@ -199,12 +199,11 @@ func (s *Server) read(c *call) unix.Errno {
 	case s.dotu && f.node.is(unix.S_IFDIR):
 		return s.ureaddir(c, n)
 	}
-	iov := vec(s.iov[:], c.resp, readHeader, n)
-	got, err := preadv(f.file, iov, int64(off))
-	clear(iov)
+	s.part = c.resp.AppendRange(s.part[:0], readHeader, n)
+	got, err := s.file.ReadAt(f.file, s.part, int64(off))
 	c.e.u32(uint32(got))
 	c.data = got
-	return err
+	return errnoOf(err)
 }
 
 func (s *Server) write(c *call) unix.Errno {
@@ -222,11 +221,10 @@ func (s *Server) write(c *call) unix.Errno {
 	if off > math.MaxInt64 {
 		return unix.EFBIG
 	}
-	iov := vec(s.iov[:], c.req, writeHeader, int(count))
-	put, err := pwritev(f.file, iov, int64(off))
-	clear(iov)
+	s.part = c.req.AppendRange(s.part[:0], writeHeader, int(count))
+	put, err := s.file.WriteAt(f.file, s.part, int64(off))
 	c.e.u32(uint32(put))
-	return err
+	return errnoOf(err)
 }
 
 func (s *Server) fsync(c *call) unix.Errno {
@@ -254,35 +252,45 @@ type entry struct {
 	name []byte
 }
 
-// entries calls yield for the entries of the directory fd from position off
-// on until yield returns false. It expects that to be after about size bytes.
-func (s *Server) entries(fd int, off int64, size int, yield func(*entry) bool) unix.Errno {
-	if _, err := unix.Seek(fd, off, unix.SEEK_SET); err != nil {
-		return errnoOf(err)
+// list encodes Rread or Rreaddir: the entries of the directory c.f from
+// position off on, as add appends them, whole ones in at most n bytes. It
+// returns the position behind the last.
+func (s *Server) list(c *call, off int64, n int, add func(*entry)) (int64, unix.Errno) {
+	limit := readHeader + min(n, outSize-readHeader)
+	c.e.u32(0)
+	end := func(err unix.Errno) (int64, unix.Errno) {
+		size := len(c.e.b) - readHeader
+		binary.LittleEndian.PutUint32(c.e.b[headerSize:], uint32(size))
+		if size > 0 {
+			err = 0 // an error behind the first entries comes up again
+		}
+		return off, err
+	}
+	if _, err := unix.Seek(c.f.file, off, unix.SEEK_SET); err != nil {
+		return end(errnoOf(err))
 	}
 	var e entry
-	buf := s.dir[:max(direntMax, min(size, len(s.dir)))]
+	buf := s.dir[:max(direntMax, min(limit, len(s.dir)))]
 	for {
-		n, err := unix.Getdents(fd, buf)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil || n <= 0 {
-			return errnoOf(err)
+		n, err := retryInt(func() (int, error) { return unix.Getdents(c.f.file, buf) })
+		if err != 0 || n <= 0 {
+			return end(err)
 		}
 		for b := buf[:n]; len(b) > direntName; {
 			reclen := int(binary.LittleEndian.Uint16(b[16:]))
 			if reclen <= direntName || reclen > len(b) {
-				return unix.EIO
+				return end(unix.EIO)
 			}
 			e.ino = binary.LittleEndian.Uint64(b)
 			e.next = int64(binary.LittleEndian.Uint64(b[8:]))
 			e.typ = b[18]
 			e.name, _, _ = bytes.Cut(b[direntName:reclen], []byte{0})
-			if !yield(&e) {
-				return 0
+			mark := len(c.e.b)
+			if add(&e); len(c.e.b) > limit { // the next call's; an error if it never fits
+				c.e.b = c.e.b[:mark]
+				return end(unix.EINVAL)
 			}
-			b = b[reclen:]
+			off, b = e.next, b[reclen:]
 		}
 	}
 }
@@ -297,14 +305,7 @@ func (s *Server) readdir(c *call) unix.Errno {
 	case c.room < readHeader:
 		return unix.EMSGSIZE
 	}
-	limit := readHeader + int(min(uint64(c.count), uint64(c.room-readHeader), outSize-readHeader))
-	c.e.u32(0)
-	full := false
-	err := s.entries(f.file, int64(c.off), limit, func(e *entry) bool {
-		// qid[13] offset[8] type[1] name[s]
-		if full = len(c.e.b)+qidSize+11+len(e.name) > limit; full {
-			return false
-		}
+	_, err := s.list(c, int64(c.off), int(min(uint64(c.count), uint64(c.room-readHeader))), func(e *entry) {
 		q := qid{path: s.qidPath(f.node.key.dev, e.ino)}
 		switch {
 		case f.node == s.root && string(e.name) == "..":
@@ -318,15 +319,6 @@ func (s *Server) readdir(c *call) unix.Errno {
 		c.e.u64(uint64(e.next))
 		c.e.u8(e.typ)
 		c.e.bytes(e.name)
-		return true
 	})
-	size := len(c.e.b) - readHeader
-	if err == 0 && full && size == 0 { // not the end, but no room for one entry
-		return unix.EINVAL
-	}
-	if size > 0 {
-		err = 0 // an error behind the first entries comes up again
-	}
-	binary.LittleEndian.PutUint32(c.e.b[headerSize:], uint32(size))
 	return err
 }

@@ -108,8 +108,7 @@ func (s *Server) getlock(c *call) unix.Errno {
 		return err
 	}
 	c.e.u8(uint8(l.Type))
-	c.e.u64(uint64(l.Start))
-	c.e.u64(uint64(l.Len))
+	c.e.u64(uint64(l.Start), uint64(l.Len))
 	c.e.u32(uint32(max(l.Pid, 0))) // -1: an open file description's
 	c.e.str(k.client)
 	return 0

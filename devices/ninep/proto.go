@@ -94,33 +94,18 @@ func (d *decoder) fail(err unix.Errno) {
 	d.b = nil
 }
 
-func (d *decoder) u8() uint8 {
-	if p := d.take(1); p != nil {
-		return p[0]
+// number takes n bytes, little-endian.
+func (d *decoder) number(n int) (v uint64) {
+	for i, b := range d.take(n) {
+		v |= uint64(b) << (8 * i)
 	}
-	return 0
+	return v
 }
 
-func (d *decoder) u16() uint16 {
-	if p := d.take(2); p != nil {
-		return binary.LittleEndian.Uint16(p)
-	}
-	return 0
-}
-
-func (d *decoder) u32() uint32 {
-	if p := d.take(4); p != nil {
-		return binary.LittleEndian.Uint32(p)
-	}
-	return 0
-}
-
-func (d *decoder) u64() uint64 {
-	if p := d.take(8); p != nil {
-		return binary.LittleEndian.Uint64(p)
-	}
-	return 0
-}
+func (d *decoder) u8() uint8   { return uint8(d.number(1)) }
+func (d *decoder) u16() uint16 { return uint16(d.number(2)) }
+func (d *decoder) u32() uint32 { return uint32(d.number(4)) }
+func (d *decoder) u64() uint64 { return d.number(8) }
 
 // str takes a string of at most limit bytes without NUL.
 func (d *decoder) str(limit int) string {
@@ -160,8 +145,18 @@ type encoder struct{ b []byte }
 
 func (e *encoder) u8(v uint8)   { e.b = append(e.b, v) }
 func (e *encoder) u16(v uint16) { e.b = binary.LittleEndian.AppendUint16(e.b, v) }
-func (e *encoder) u32(v uint32) { e.b = binary.LittleEndian.AppendUint32(e.b, v) }
-func (e *encoder) u64(v uint64) { e.b = binary.LittleEndian.AppendUint64(e.b, v) }
+
+func (e *encoder) u32(vs ...uint32) {
+	for _, v := range vs {
+		e.b = binary.LittleEndian.AppendUint32(e.b, v)
+	}
+}
+
+func (e *encoder) u64(vs ...uint64) {
+	for _, v := range vs {
+		e.b = binary.LittleEndian.AppendUint64(e.b, v)
+	}
+}
 
 func (e *encoder) str(s string) {
 	e.u16(uint16(len(s)))

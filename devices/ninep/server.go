@@ -7,13 +7,16 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/gvmm/gvmm/devices/iov"
 )
 
 const (
-	maxFids = 65536
-	inSize  = 8 << 10  // largest request apart from Twrite's data
-	outSize = 32 << 10 // largest reply apart from Rread's data
-	dirSize = 16 << 10 // directory entries read from the host at a time
+	maxFids  = 65536
+	inSize   = 8 << 10  // largest request apart from Twrite's data
+	outSize  = 32 << 10 // largest reply apart from Rread's data
+	dirSize  = 16 << 10 // directory entries read from the host at a time
+	entryMax = 8 << 10  // more than one directory entry takes in a reply
 )
 
 // Server serves one directory to one client.
@@ -35,7 +38,8 @@ type Server struct {
 
 	call         call // the one that is served
 	in, out, dir []byte
-	iov          [maxIov]unix.Iovec
+	file         iov.File
+	part         iov.Buffers
 	st           unix.Statx_t
 }
 
@@ -49,7 +53,7 @@ func NewServer(dir string, readOnly bool) (*Server, error) {
 		nodes:    make(map[nodeKey]*node),
 		locks:    make(map[lockKey]int),
 		in:       make([]byte, inSize),
-		out:      make([]byte, 0, outSize),
+		out:      make([]byte, 0, outSize+entryMax),
 		dir:      make([]byte, dirSize),
 	}
 	var limit unix.Rlimit
@@ -108,7 +112,7 @@ func (s *Server) reset() {
 
 // call is one request while it is served.
 type call struct {
-	req, resp [][]byte
+	req, resp iov.Buffers
 	d         decoder // what follows the fields that request.fields names
 	e         encoder // the reply, header included
 	room      int     // most bytes of the reply
@@ -124,13 +128,13 @@ func (s *Server) Serve(req, resp [][]byte) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := &s.call
-	*c = call{req: req, resp: resp, room: length(resp)}
+	*c = call{req: req, resp: resp, room: iov.Buffers(resp).Len()}
 	if s.msize != 0 {
 		c.room = min(c.room, int(s.msize))
 	}
 	c.e.b = s.out[:headerSize]
 	typ, tag := uint8(0), uint16(noTag)
-	n := gather(s.in, req, 0)
+	n := c.req.CopyTo(s.in, 0)
 	err := unix.EINVAL
 	if n >= headerSize {
 		typ, tag = s.in[4], binary.LittleEndian.Uint16(s.in[5:])
@@ -153,7 +157,7 @@ func (s *Server) Serve(req, resp [][]byte) int {
 	binary.LittleEndian.PutUint32(c.e.b, uint32(size))
 	c.e.b[4] = typ
 	binary.LittleEndian.PutUint16(c.e.b[5:], tag)
-	scatter(resp, 0, c.e.b)
+	c.resp.CopyFrom(c.e.b, 0)
 	return size
 }
 
@@ -164,7 +168,7 @@ func (s *Server) frame(c *call, typ uint8, n int) unix.Errno {
 	switch {
 	case s.root == nil:
 		return unix.EIO
-	case size < headerSize || size > uint64(length(c.req)):
+	case size < headerSize || size > uint64(c.req.Len()):
 		return unix.EINVAL
 	case typ == tVersion && size <= inSize:
 	case s.msize == 0: // no session yet
@@ -245,9 +249,16 @@ func errnoOf(err error) unix.Errno {
 
 // retry calls f until it is not interrupted by a signal.
 func retry(f func() error) unix.Errno {
+	_, err := retryInt(func() (int, error) { return 0, f() })
+	return err
+}
+
+// retryInt is retry for what returns a descriptor or a length.
+func retryInt(f func() (int, error)) (int, unix.Errno) {
 	for {
-		if err := errnoOf(f()); err != unix.EINTR {
-			return err
+		n, err := f()
+		if errno := errnoOf(err); errno != unix.EINTR {
+			return n, errno
 		}
 	}
 }

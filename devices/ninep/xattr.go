@@ -24,16 +24,13 @@ func (s *Server) xattrwalk(c *call) unix.Errno {
 		return err
 	}
 	path := procPath(f.node.fd)
-	get := func(dst []byte) (n int, err unix.Errno) {
-		err = retry(func() (err error) {
+	get := func(dst []byte) (int, unix.Errno) {
+		return retryInt(func() (int, error) {
 			if name == "" {
-				n, err = unix.Listxattr(path, dst)
-			} else {
-				n, err = unix.Getxattr(path, name, dst)
+				return unix.Listxattr(path, dst)
 			}
-			return err
+			return unix.Getxattr(path, name, dst)
 		})
-		return n, err
 	}
 	n, err := get(nil)
 	if err != 0 {
@@ -91,7 +88,7 @@ func (x *xattr) read(c *call, off uint64, n int) unix.Errno {
 	}
 	p := x.buf[min(off, uint64(len(x.buf))):]
 	p = p[:min(n, len(p))]
-	scatter(c.resp, readHeader, p)
+	c.resp.CopyFrom(p, readHeader)
 	c.e.u32(uint32(len(p)))
 	c.data = len(p)
 	return 0
@@ -104,7 +101,7 @@ func (x *xattr) write(c *call, off uint64, n int) unix.Errno {
 	if uint64(n) > uint64(len(x.buf))-off {
 		return unix.ENOSPC
 	}
-	gather(x.buf[off:][:n], c.req, writeHeader)
+	c.req.CopyTo(x.buf[off:][:n], writeHeader)
 	x.written = max(x.written, int(off)+n)
 	c.e.u32(uint32(n))
 	return 0

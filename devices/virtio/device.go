@@ -1,6 +1,9 @@
 package virtio
 
-import "github.com/gvmm/gvmm/vmm/memory"
+import (
+	"github.com/gvmm/gvmm/devices/iov"
+	"github.com/gvmm/gvmm/vmm/memory"
+)
 
 // Feature bits that belong to the rings and the transport, not to a device
 // (virtio 1.3 6). The package offers and implements them for every device.
@@ -90,69 +93,5 @@ type Chain struct {
 	head uint16
 }
 
-// Buffers is a list of byte slices taken as one run of bytes: headers and data
-// may be split over them at any place (virtio 1.3 2.7.4).
-type Buffers [][]byte
-
-// Len returns the number of bytes.
-func (b Buffers) Len() int {
-	n := 0
-	for _, s := range b {
-		n += len(s)
-	}
-	return n
-}
-
-// CopyTo copies bytes from offset off into p. It returns how many there were.
-func (b Buffers) CopyTo(p []byte, off int) int {
-	done := 0
-	for _, s := range b {
-		if off >= len(s) {
-			off -= len(s)
-			continue
-		}
-		done += copy(p[done:], s[off:])
-		if off = 0; done == len(p) {
-			break
-		}
-	}
-	return done
-}
-
-// CopyFrom copies p into the buffers from offset off on. It returns how many
-// bytes found room.
-func (b Buffers) CopyFrom(p []byte, off int) int {
-	done := 0
-	for _, s := range b {
-		if off >= len(s) {
-			off -= len(s)
-			continue
-		}
-		done += copy(s[off:], p[done:])
-		if off = 0; done == len(p) {
-			break
-		}
-	}
-	return done
-}
-
-// AppendRange appends to dst the slices that make up the n bytes of b from
-// offset off (fewer where b ends) and returns it. Passing the previous result
-// cut to length 0 avoids an allocation.
-func (b Buffers) AppendRange(dst Buffers, off, n int) Buffers {
-	for _, s := range b {
-		if off >= len(s) {
-			off -= len(s)
-			continue
-		}
-		if n <= 0 {
-			break
-		}
-		s = s[off:]
-		off = 0
-		s = s[:min(n, len(s))]
-		n -= len(s)
-		dst = append(dst, s)
-	}
-	return dst
-}
+// Buffers is a list of byte slices taken as one run of bytes.
+type Buffers = iov.Buffers

@@ -3,8 +3,11 @@ package virtio
 import (
 	"errors"
 	"fmt"
+	"io"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/gvmm/gvmm/devices/iov"
 )
 
 // bounceBytes is the size of the aligned buffer for direct transfers to guest
@@ -19,8 +22,8 @@ type Raw struct {
 	block    uint32
 	readOnly bool
 	direct   bool
-	iov      []unix.Iovec // of the transfer under way
-	bounce   []byte       // mapped when first needed
+	file     iov.File
+	bounce   []byte // mapped when first needed
 	note     string
 }
 
@@ -100,45 +103,59 @@ func (d *Raw) ReadOnly() bool { return d.readOnly }
 
 // ReadVec implements [Disk].
 func (d *Raw) ReadVec(b Buffers, off int64) error {
-	err := d.transfer(unix.SYS_PREADV, b, off)
-	if d.direct && errors.Is(err, unix.EINVAL) {
-		err = d.bounced(b, off, func(part Buffers, off int64) error {
-			if err := d.transfer(unix.SYS_PREADV, Buffers{d.bounce[:part.Len()]}, off); err != nil {
-				return err
-			}
-			part.CopyFrom(d.bounce, 0)
-			return nil
-		})
-	}
-	return err
+	return d.move(b, off, (*iov.File).ReadAt, func(part Buffers, off int64) error {
+		bounce := Buffers{d.bounce[:part.Len()]}
+		err := d.transfer(bounce, off, (*iov.File).ReadAt)
+		part.CopyFrom(bounce[0], 0)
+		return err
+	})
 }
 
 // WriteVec implements [Disk].
 func (d *Raw) WriteVec(b Buffers, off int64) error {
-	err := d.transfer(unix.SYS_PWRITEV, b, off)
-	if d.direct && errors.Is(err, unix.EINVAL) {
-		err = d.bounced(b, off, func(part Buffers, off int64) error {
-			n := part.CopyTo(d.bounce, 0)
-			return d.transfer(unix.SYS_PWRITEV, Buffers{d.bounce[:n]}, off)
-		})
-	}
-	return err
+	return d.move(b, off, (*iov.File).WriteAt, func(part Buffers, off int64) error {
+		n := part.CopyTo(d.bounce, 0)
+		return d.transfer(Buffers{d.bounce[:n]}, off, (*iov.File).WriteAt)
+	})
 }
 
-// bounced moves b in parts through a buffer with an alignment that suits
-// direct I/O; guests need not align theirs.
-func (d *Raw) bounced(b Buffers, off int64, move func(part Buffers, off int64) error) error {
+type vectored func(f *iov.File, fd int, b Buffers, off int64) (int, error)
+
+// transfer calls read or write until all of b is moved.
+func (d *Raw) transfer(b Buffers, off int64, call vectored) error {
+	for left := b.Len(); left > 0; {
+		n, err := call(&d.file, d.fd, b, off)
+		if err == nil && n == 0 {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return fmt.Errorf("disk %s: transfer at byte %d: %w", d.path, off, err)
+		}
+		off += int64(n)
+		if left -= n; left > 0 {
+			b = b.AppendRange(nil, n, left)
+		}
+	}
+	return nil
+}
+
+// move transfers b, or where the storage cannot address it, in parts through a
+// buffer with an alignment that suits direct I/O; guests need not align theirs.
+func (d *Raw) move(b Buffers, off int64, call vectored, bounced func(part Buffers, off int64) error) error {
+	err := d.transfer(b, off, call)
+	if !d.direct || !errors.Is(err, unix.EINVAL) {
+		return err
+	}
 	if d.bounce == nil {
-		m, err := unix.Mmap(-1, 0, bounceBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+		d.bounce, err = unix.Mmap(-1, 0, bounceBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 		if err != nil {
 			return fmt.Errorf("disk %s: buffer for direct I/O: %w", d.path, err)
 		}
-		d.bounce = m
 	}
 	var part Buffers
 	for at, n := 0, b.Len(); at < n; at += bounceBytes {
 		part = b.AppendRange(part[:0], at, bounceBytes)
-		if err := move(part, off+int64(at)); err != nil {
+		if err := bounced(part, off+int64(at)); err != nil {
 			return err
 		}
 	}
@@ -163,6 +180,19 @@ func (d *Raw) Close() error {
 	}
 	if err := unix.Close(d.fd); err != nil {
 		return fmt.Errorf("disk %s: close: %w", d.path, err)
+	}
+	return nil
+}
+
+// FD returns the image's file descriptor.
+func (d *Raw) FD() int { return d.fd }
+
+// PunchHole gives back the storage of n bytes at off, where the file system can.
+// They read as zero afterwards, or, where it cannot, as before.
+func (d *Raw) PunchHole(off, n uint64) error {
+	err := unix.Fallocate(d.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, int64(off), int64(n))
+	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("disk %s: give back %d bytes at %d: %w", d.path, n, off, err)
 	}
 	return nil
 }
