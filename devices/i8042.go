@@ -6,6 +6,10 @@ import "sync"
 // that resets the machine and the output port with the A20 gate. Ports 0x60
 // (data) and 0x64 (status, command); port 0x61 beside them belongs to the timer.
 type I8042 struct {
+	// Absent has the status read as on an empty bus, but ready to take the reset
+	// pulse: OVMF waits a minute, at worst, for a keyboard behind a controller.
+	Absent bool
+
 	end func(End)
 
 	mu      sync.Mutex
@@ -23,6 +27,7 @@ const (
 
 const (
 	i8042OutputFull = 1
+	i8042InputFull  = 2
 	i8042System     = 4 // self test passed
 	i8042A20        = 2
 	i8042Answers    = 8 // unread answers kept
@@ -85,7 +90,9 @@ func (c i8042Command) Read(_ uint64, data []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	data[0] = i8042System
-	if len(c.out) > 0 {
+	if c.Absent {
+		data[0] = 0xff &^ i8042InputFull
+	} else if len(c.out) > 0 {
 		data[0] |= i8042OutputFull
 	}
 }

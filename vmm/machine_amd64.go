@@ -58,6 +58,7 @@ func (m *VM) createPlatform() error {
 	m.input = serial.Input
 	m.closers = append(m.closers, closeFunc(serial.Close))
 	keyboard := devices.NewI8042(m.guestEnd)
+	keyboard.Absent = m.plan.Firmware != nil
 	reset := devices.NewResetControl(m.guestEnd)
 	if m.plan.Machine == boot.MachinePC {
 		if m.pci, err = devices.NewPCI(&m.pio, &m.mmio); err != nil {
