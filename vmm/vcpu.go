@@ -118,6 +118,8 @@ func (c *vcpu) handle() *Outcome {
 	case kvm.ExitIntr:
 	case kvm.ExitSystemEvent:
 		return c.systemEvent()
+	case kvm.ExitMemoryFault:
+		return c.memoryFault(rec)
 	default:
 		return c.handleArch(rec)
 	}

@@ -29,6 +29,8 @@ type VM struct {
 	mem  *memory.Guest
 	mmio devices.Bus
 	irqs irqLines
+
+	private privateMemory
 	archVM
 	cpus []*vcpu
 
@@ -97,9 +99,11 @@ func (m *VM) build() error {
 	if m.mem, err = memory.New(m.plan.Memory()...); err != nil {
 		return err
 	}
+	if m.cfg.SNP != nil {
+		m.mem.MakeConfidential()
+	}
 	for i := range m.mem.Regions() {
-		r := &m.mem.Regions()[i]
-		if err := m.kvm.SetMemory(uint32(i), uint64(r.Base), r.Size, r.HostAddr()); err != nil {
+		if err := m.addMemory(i, &m.mem.Regions()[i]); err != nil {
 			return err
 		}
 	}
@@ -109,8 +113,10 @@ func (m *VM) build() error {
 	if err := m.attachDevices(); err != nil {
 		return err
 	}
-	if err := m.plan.Load(m.mem); err != nil {
-		return err
+	if !m.mem.Confidential() { // of such a guest's plan the launch makes the memory
+		if err := m.plan.Load(m.mem); err != nil {
+			return err
+		}
 	}
 	return m.prepareVCPUs(sys)
 }
