@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 
 	"github.com/gvmm/gvmm/devices/netdev"
 	"github.com/gvmm/gvmm/devices/ninep"
+	"github.com/gvmm/gvmm/devices/qcow2"
 	"github.com/gvmm/gvmm/devices/usernet"
 	"github.com/gvmm/gvmm/devices/virtio"
 )
@@ -43,7 +45,7 @@ func (m *VM) attachDevices() error {
 		}
 	}
 	if m.cfg.RNG == On {
-		if err := m.attach(&virtio.RNG{}); err != nil {
+		if err := m.attach(virtio.NewRNG()); err != nil {
 			return fmt.Errorf("--rng: %w", err)
 		}
 	}
@@ -68,39 +70,56 @@ func (m *VM) attach(dev virtio.Device) error {
 }
 
 func (m *VM) attachDisk(d Disk) error {
-	if !d.Raw {
-		if err := refuseFormats(d.Path); err != nil {
-			return err
-		}
-	}
-	raw, err := virtio.OpenRaw(d.Path, d.ReadOnly, d.Direct)
+	format, err := d.format()
 	if err != nil {
 		return err
 	}
-	m.closers = append(m.closers, raw)
-	if note := raw.Note(); note != "" {
-		m.log.Warn("disk", "path", d.Path, "note", note)
+	var disk virtio.Disk
+	if format == "qcow2" {
+		image, err := qcow2.Open(d.Path, d.ReadOnly, d.Direct)
+		if err != nil {
+			return err
+		}
+		m.closers = append(m.closers, image)
+		disk = image
+	} else {
+		raw, err := virtio.OpenRaw(d.Path, d.ReadOnly, d.Direct)
+		if err != nil {
+			return err
+		}
+		m.closers = append(m.closers, raw)
+		if note := raw.Note(); note != "" {
+			m.log.Warn("disk", "path", d.Path, "note", note)
+		}
+		disk = raw
 	}
-	blk, err := virtio.NewBlk(raw, d.Serial)
+	blk, err := virtio.NewBlk(disk, d.Serial)
 	if err != nil {
 		return err
 	}
 	return m.attach(blk)
 }
 
-// refuseFormats keeps a disk image in a container format from being taken for
-// a raw one, which a guest would destroy.
-func refuseFormats(path string) error {
-	f, err := os.Open(path)
+// format says how the image is to be read. Contents alone are not believed: the
+// guest of a raw disk writes what it likes, also a header that names one of the
+// host's files as what lies below.
+func (d Disk) format() (string, error) {
+	if d.Format != "" {
+		return d.Format, nil
+	}
+	f, err := os.Open(d.Path)
 	if err != nil {
-		return nil // opening it properly will say why
+		return "raw", nil // opening it properly will say why
 	}
 	defer f.Close()
-	var magic [4]byte
-	if _, err := f.ReadAt(magic[:], 0); err == nil && string(magic[:]) == "QFI\xfb" {
-		return fmt.Errorf("disk %s: a qcow2 image, not a raw one: convert it with `qemu-img convert -O raw`, or say format=raw to use its bytes as they are", path)
+	var magic [len(qcow2.Magic)]byte
+	if _, err := f.ReadAt(magic[:], 0); err != nil || string(magic[:]) != qcow2.Magic {
+		return "raw", nil
 	}
-	return nil
+	if strings.HasSuffix(d.Path, ".qcow2") {
+		return "qcow2", nil
+	}
+	return "", fmt.Errorf("disk %s: it looks like a qcow2 image and is not called one: say format=qcow2, or format=raw to use its bytes as they are", d.Path)
 }
 
 func (m *VM) attachNet(n Net) error {

@@ -65,12 +65,12 @@ const (
 	VirtioConsole Console = "virtio"
 )
 
-// Disk is a virtio-blk device backed by a raw file or block device.
+// Disk is a virtio-blk device backed by an image file or a block device.
 type Disk struct {
 	Path     string
 	ReadOnly bool
 	Direct   bool   // bypass the host's page cache (O_DIRECT)
-	Raw      bool   // take the file's bytes as they are, even if they look like another format
+	Format   string // "raw" or "qcow2"; "": qcow2 where both name and contents say so
 	Serial   string // at most 20 bytes
 }
 

@@ -65,6 +65,12 @@ func apt(ctx context.Context, dir string, args ...string) error {
 	return err
 }
 
+// Program is where a test of a package gets a tool of Debian's from: its path,
+// after it was installed where it was missing.
+func Program(ctx context.Context, name, pkg string) (string, error) {
+	return needProgram(ctx, name, pkg)
+}
+
 // needProgram returns the path of a program, installing the Debian package that
 // holds it when it is missing and this process may.
 func needProgram(ctx context.Context, name, pkg string) (string, error) {

@@ -31,7 +31,7 @@ func TestMachineFlags(t *testing.T) {
 	localhost := netip.MustParseAddr("127.0.0.1")
 	want := vmm.Config{
 		Image: "image", Initrd: "r.cpio", Memory: 2 << 30, CPUs: 2, Machine: "auto", Params: `a b="c d"`, Args: []string{"-x", "y z"},
-		Disks: []vmm.Disk{{Path: "x.img", ReadOnly: true, Serial: "S1"}, {Path: "y.img", Raw: true, Direct: true}},
+		Disks: []vmm.Disk{{Path: "x.img", ReadOnly: true, Serial: "S1"}, {Path: "y.img", Format: "raw", Direct: true}},
 		Nets: []vmm.Net{{User: true, Forwards: []usernet.Forward{
 			{Proto: "udp", HostAddr: localhost, HostPort: 53, GuestPort: 5353},
 			{Proto: "tcp", HostAddr: localhost, HostPort: 8080, GuestPort: 80},
@@ -56,7 +56,7 @@ func TestFlagRefusals(t *testing.T) {
 		{"-M 99999999999999999999 a", "no memory size"},
 		{"--nonsense a", "nonsense"},
 		{"-d x,rw a", "unknown option"},
-		{"-d x,format=qcow2 a", "qcow2"},
+		{"-d x,format=vmdk a", "qcow2"},
 		{"-d ,ro a", "no file"},
 		{"-n bridge a", "unknown network"},
 		{"-n tap,hostfwd=tcp::1-:2 a", "unknown option"},
