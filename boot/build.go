@@ -38,8 +38,8 @@ type Options struct {
 
 // Plan lays the guest out: every byte it starts with and the first registers.
 func (img *Image) Plan(o Options) (*Plan, error) {
-	if img.Arch != AMD64 {
-		return nil, fmt.Errorf("image: an %s guest (%s) does not run on x86-64: use an %s host", img.Arch, img.Format, img.Arch)
+	if img.Arch == ARM64 {
+		return img.planARM64(o)
 	}
 	if err := img.complete(&o); err != nil {
 		return nil, err

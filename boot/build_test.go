@@ -353,7 +353,6 @@ func TestPlanRefusals(t *testing.T) {
 		{"machine", uk, Options{Machine: "virt"}, `machine "virt"`},
 		{"no vCPU", uk, Options{CPUs: -1}, "want 1 to 255"},
 		{"too many vCPUs", uk, Options{CPUs: 256}, "want 1 to 255"},
-		{"arm64", goodARM64(), Options{}, "arm64"},
 		{"over our own structures", low.build(), Options{}, "overlaps"},
 		{"window in RAM", uk, Options{MMIO: window}, "0xc0000000"},
 		{"interrupt", uk, Options{PCI: []PCIDevice{{1, 24}}}, "interrupt 24"},

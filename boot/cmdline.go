@@ -34,9 +34,9 @@ func (img *Image) cmdline(o Options) (string, error) {
 		if img.setup != nil {
 			limit = int(img.setup.cmdlineMax)
 		}
-		line, err = linuxCmdline(o.Params, o.Args)
+		line, err = linuxCmdline(o)
 	case o.setup > 0: // Linux, handed over by firmware
-		line, err = linuxCmdline(o.Params, o.Args)
+		line, err = linuxCmdline(o)
 	default:
 		words := []string{o.Params}
 		if img.Protocol == ProtocolMultiboot {
@@ -243,13 +243,41 @@ func quoteUnikraft(arg string) (string, error) {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(arg) + `"`, nil
 }
 
+// lkvmParams puts kvmtool's parameters, blanks and all, in front of the user's
+// (its builtin-run.c, kvm_run_set_real_cmdline).
+func lkvmParams(o Options) string {
+	if o.ARM64.Bare {
+		return o.Params
+	}
+	line := " console=ttyS0"
+	if o.ARM64.HVC {
+		line = " console=hvc0"
+	}
+	if !strings.Contains(o.Params, "root=") {
+		line += " root=/dev/vda rw "
+	}
+	if o.Params != "" {
+		line += " " + o.Params
+	}
+	return line
+}
+
 // linuxCmdline adds what a guest without a screen and keyboard needs, unless
-// the user says otherwise: a console on COM1 and a reset after a panic that
-// the monitor sees. Arguments behind ` -- ` go to init.
-func linuxCmdline(params string, args []string) (string, error) {
+// the user says otherwise: a console on the serial port and a reset after a
+// panic that the monitor sees; on lkvm, what kvmtool adds. Arguments behind
+// ` -- ` go to init.
+func linuxCmdline(o Options) (string, error) {
+	params, args := o.Params, o.Args
+	defaults := []string{"console=ttyS0", "reboot=k", "panic=-1"}
+	switch o.Machine {
+	case MachineLKVM:
+		params, defaults = lkvmParams(o), nil
+	case MachineVirt:
+		defaults = []string{"console=ttyAMA0", "panic=-1"}
+	}
 	keys, stop, open := scanLinux(params)
 	var words []string
-	for _, p := range []string{"console=ttyS0", "reboot=k", "panic=-1"} {
+	for _, p := range defaults {
 		if key, _, _ := strings.Cut(p, "="); !keys[key] {
 			words = append(words, p)
 		}

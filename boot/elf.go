@@ -87,8 +87,8 @@ func (img *Image) openELF(head []byte, mb *multibootHeader) error {
 		img.Format = FormatELF64
 	}
 	switch {
-	case h.machine == emARM64 && h.is64:
-		img.Arch, img.Protocol = ARM64, ProtocolARM64
+	case h.machine == emARM64:
+		return errors.New("an arm64 ELF file: give the Image that was made from it, or make one with `objcopy -O binary`")
 	case h.machine == emAMD64 && h.is64, h.machine == emI386 && !h.is64:
 	default:
 		return fmt.Errorf("ELF header: machine %d at offset 18 with class %d: only x86 (3), x86-64 (62) and arm64 (183) guests", h.machine, head[4])
@@ -127,9 +127,6 @@ func (img *Image) openELF(head []byte, mb *multibootHeader) error {
 		return err
 	}
 	img.Entry = memory.GPA(entry)
-	if img.Arch == ARM64 {
-		return nil
-	}
 	// A PVH note says how the image wants to be entered; without one a 64-bit
 	// image is entered as Firecracker does, and only multiboot is left for a
 	// 32-bit one. An ELF64 with a multiboot header starts in 32-bit mode.

@@ -43,6 +43,7 @@ type Image struct {
 	src   io.ReaderAt
 	size  int64
 	setup *setupHeader // bzImage only
+	arm   *armImage    // arm64 only
 
 	entry64 memory.GPA // a vmlinux entered by PVH: its 64-bit entry
 }
@@ -111,8 +112,8 @@ func detect(r io.ReaderAt, size int64, head []byte) (*Image, error) {
 		err = img.openELF(head, mb)
 	case isBzImage(head):
 		err = img.openBzImage(head)
-	case len(head) >= 64 && string(head[56:60]) == "ARM\x64":
-		img.Format, img.Protocol, img.Arch, img.Linux = FormatARM64, ProtocolARM64, ARM64, true
+	case isARM64(head):
+		err = img.openARM64(head)
 	case mb != nil:
 		err = img.openMultiboot(mb)
 	default:
@@ -121,8 +122,11 @@ func detect(r io.ReaderAt, size int64, head []byte) (*Image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("image: %w", err)
 	}
-	if img.Machine = MachineMicroVM; img.Protocol == ProtocolMultiboot {
+	switch {
+	case img.Protocol == ProtocolMultiboot:
 		img.Machine = MachinePC
+	case img.Machine == "":
+		img.Machine = MachineMicroVM
 	}
 	return img, nil
 }
@@ -154,6 +158,9 @@ func (img *Image) DefaultMemory() uint64 {
 // and an initrd of the given size fit into. What the guest needs for itself
 // comes on top.
 func (img *Image) MinMemory(initrd int64) uint64 {
+	if img.arm != nil {
+		return img.arm.minMemory(initrd)
+	}
 	end := uint64(highRAMBase)
 	if img.Format == FormatFirmware {
 		end = minMemoryFirmware

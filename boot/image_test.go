@@ -31,7 +31,7 @@ func TestDetect(t *testing.T) {
 		{"ELF64 with a multiboot header", mb64.build(), FormatMultiboot, ProtocolMultiboot, MachinePC, 0x100010, DefaultMemoryOther, "unknown"},
 		{"flat multiboot", flat, FormatMultiboot, ProtocolMultiboot, MachinePC, 0x200020, DefaultMemoryOther, "unknown"},
 		{"bzImage", goodBzImage(), FormatBzImage, ProtocolLinux64, MachineMicroVM, 0x1000200, DefaultMemoryLinux, "Linux"},
-		{"arm64 Image", goodARM64(), FormatARM64, ProtocolARM64, MachineMicroVM, 0, DefaultMemoryLinux, "Linux"},
+		{"arm64 Image", goodARM64(), FormatARM64, ProtocolARM64, MachineVirt, 0x40080000, DefaultMemoryLinux, "Linux"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			img := mustOpen(t, c.file)
@@ -100,6 +100,7 @@ func TestRefuse(t *testing.T) {
 		{"big-endian", poke(goodELF64().build(), func(b []byte) { b[5] = 2 }), "offset 5"},
 		{"ELF class", poke(goodELF64().build(), func(b []byte) { b[4] = 9 }), "offset 4"},
 		{"machine", elf64(func(e *testELF) { e.machine = 243 }), "machine 243 at offset 18"},
+		{"arm64 ELF", elf64(func(e *testELF) { e.machine = emARM64 }), "objcopy -O binary"},
 		{"object file", elf64(func(e *testELF) { e.kind = 1 }), "type 1 at offset 16"},
 		{"no program headers", elf64(func(e *testELF) { e.segments = nil }), "no program headers"},
 		{"program headers outside", poke(goodELF64().build(), func(b []byte) { put64(b, 32, huge-10) }), "offset 0xfffffffffffffff5"},

@@ -1,7 +1,6 @@
 package boot
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 
@@ -20,9 +19,9 @@ type ARM64State struct {
 // about them.
 type ARM64Options struct {
 	Devices   int       // virtio devices
-	Transport Transport // of all of them; "": MMIO
-	GIC       int       // version of the interrupt controller, 2 or 3; 0: what the image knows, or else 3
-	ITS       bool      // GICv3: message-signalled interrupts for PCI
+	Transport Transport // of all of them; "": MMIO, or PCI on lkvm, as kvmtool has it
+	IRQChip   IRQChip   // "": what the image knows, or else the first of Host
+	Host      []IRQChip // what the host has, best first; nil: everything
 	Realm     bool      // PSCI calls by SMC, which goes to the realm's own monitor
 	PMU       bool      // the vCPUs have one
 	PVTime    bool      // the host accounts stolen time
@@ -30,7 +29,18 @@ type ARM64Options struct {
 	KASLRSeed uint64
 	RNGSeed   []byte // nil: none
 	HVC       bool   // lkvm: the console is virtio's
+	Bare      bool   // lkvm: no kernel parameters but the user's (kvmtool's --nodefaults)
 }
+
+// IRQChip is an interrupt controller, by kvmtool's names.
+type IRQChip string
+
+// The interrupt controllers.
+const (
+	GICv2    IRQChip = "gicv2" // at most 8 vCPUs
+	GICv3    IRQChip = "gicv3"
+	GICv3ITS IRQChip = "gicv3-its" // with message-signalled interrupts for PCI
+)
 
 // Transport is what stands between a virtio device and its driver.
 type Transport string
@@ -202,10 +212,10 @@ func (l *arm64Machine) platform(o *Options) (*Platform, error) {
 		p.PVTime = l.pvtime
 	}
 	room := l.maxCPUs
-	switch a.GIC {
-	case 2:
+	switch a.IRQChip {
+	case GICv2:
 		room, p.GIC = 8, l.gic2
-	case 3:
+	case GICv3, GICv3ITS:
 		size := uint64(o.CPUs) * GICRedistSize
 		p.GIC = GIC{Version: 3, Dist: l.dist, Redist: at(l.redist, size)}
 		its := l.its
@@ -213,17 +223,14 @@ func (l *arm64Machine) platform(o *Options) (*Platform, error) {
 			p.GIC.Redist.Base = l.dist.Base - memory.GPA(size)
 			its = p.GIC.Redist.Base - GICITSSize
 		}
-		if a.ITS {
+		if a.IRQChip == GICv3ITS {
 			p.GIC.ITS = at(its, GICITSSize)
 		}
 	default:
-		return nil, fmt.Errorf("gic: version %d: want 2 or 3", a.GIC)
+		return nil, fmt.Errorf("irqchip %q: want %s, %s or %s", a.IRQChip, GICv2, GICv3, GICv3ITS)
 	}
-	switch {
-	case o.CPUs > room:
-		return nil, fmt.Errorf("cpus: %d: machine %s with GICv%d has room for %d", o.CPUs, o.Machine, a.GIC, room)
-	case a.ITS && a.GIC != 3:
-		return nil, errors.New("gic: an ITS belongs to GICv3")
+	if o.CPUs < 1 || o.CPUs > room {
+		return nil, fmt.Errorf("cpus: %d: machine %s with %s has room for %d", o.CPUs, o.Machine, a.IRQChip, room)
 	}
 	return p, l.place(p, o.Machine, a.Devices)
 }

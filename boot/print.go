@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+
+	"github.com/gvmm/gvmm/vmm/memory"
 )
 
 // WriteTo prints what the image is, for people.
@@ -68,7 +70,36 @@ func (p *Plan) WriteTo(w io.Writer) (int64, error) {
 		fmt.Fprintf(&b, "rip %#x rsp %#x rflags %#x rax %#x rbx %#x rsi %#x\n", s.RIP, s.RSP, s.RFLAGS, s.RAX, s.RBX, s.RSI)
 		fmt.Fprintf(&b, "cr0 %#x cr3 %#x cr4 %#x efer %#x cs %#x ds %#x gdt %#x+%#x\n", s.CR0, s.CR3, s.CR4, s.EFER, s.CS.Selector, s.DS.Selector, s.GDT.Base, s.GDT.Limit)
 	}
+	if s := p.ARM64; s != nil {
+		fmt.Fprintf(&b, "pc %#x x0 %#x x1 %#x x2 %#x x3 %#x\n", s.PC, s.X[0], s.X[1], s.X[2], s.X[3])
+		p.Platform.print(&b)
+	}
 	return b.WriteTo(w)
+}
+
+// print lists what the device tree tells the guest.
+func (m *Platform) print(w io.Writer) {
+	fmt.Fprintf(w, "%v GICv%d distributor\n", m.GIC.Dist, m.GIC.Version)
+	for _, r := range []struct {
+		name string
+		memory.Range
+	}{{"GIC CPU interface", m.GIC.CPU}, {"GIC redistributors", m.GIC.Redist}, {"GIC ITS", m.GIC.ITS}, {"stolen time", m.PVTime}, {m.RTCKind, m.RTC}} {
+		if r.Size > 0 {
+			fmt.Fprintf(w, "%v %s\n", r.Range, r.name)
+		}
+	}
+	for _, u := range m.UARTs {
+		fmt.Fprintf(w, "%v %s, SPI %d\n", u.Range, m.UART, u.IRQ)
+	}
+	for _, d := range m.MMIO {
+		fmt.Fprintf(w, "%v virtio-mmio, SPI %d\n", at(d.Base, d.Size), d.IRQ)
+	}
+	if m.PCI != nil {
+		fmt.Fprintf(w, "%v PCI ECAM\n%v PCI ports\n%v PCI memory\n", m.PCI.ECAM, m.PCI.Ports, m.PCI.Memory)
+		for _, d := range m.PCI.Devices {
+			fmt.Fprintf(w, "PCI slot %d virtio, SPI %d\n", d.Slot, d.IRQ)
+		}
+	}
 }
 
 // MarshalJSON gives the plan with a hash in place of every region's bytes.
@@ -96,9 +127,13 @@ func (p *Plan) MarshalJSON() ([]byte, error) {
 		RAM      []ram     `json:"ram"`
 		Regions  []region  `json:"regions"`
 		X86      *X86State `json:"x86,omitempty"`
+
+		ARM64    *ARM64State `json:"arm64,omitempty"`
+		Platform *Platform   `json:"platform,omitempty"`
 	}{
 		Arch: p.Arch, Format: p.Format, Protocol: p.Protocol, Machine: p.Machine,
 		Unikraft: p.Unikraft, Entry: uint64(p.Entry), Cmdline: p.Cmdline, X86: p.X86,
+		ARM64: p.ARM64, Platform: p.Platform,
 	}
 	for _, r := range p.RAM {
 		out.RAM = append(out.RAM, ram{uint64(r.Base), r.Size})

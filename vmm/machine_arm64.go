@@ -1,12 +1,14 @@
 package vmm
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"math/bits"
+	"slices"
 
 	"github.com/gvmm/gvmm/boot"
 	"github.com/gvmm/gvmm/cet"
@@ -45,16 +47,21 @@ func (m *VM) createVM(sys *kvm.System) (*kvm.VM, error) {
 		return nil, err
 	}
 	a := &c.ARM64
-	v2, v3 := v.HasDevice(kvm.GICv2), v.HasDevice(kvm.GICv3)
-	switch {
-	case !v2 && !v3, a.GIC == 2 && !v2, a.GIC == 3 && !v3:
-		return v, fmt.Errorf("KVM here gives guests no GICv%d (GICv2: %t, GICv3: %t)", a.GIC, v2, v3)
-	case !v3:
-		a.GIC = 2
-	case !v2:
-		a.GIC = 3
+	for _, c := range []struct {
+		chip boot.IRQChip
+		has  bool
+	}{
+		{boot.GICv3ITS, v.HasDevice(kvm.GICv3) && v.HasDevice(kvm.ITS)},
+		{boot.GICv3, v.HasDevice(kvm.GICv3)},
+		{boot.GICv2, v.HasDevice(kvm.GICv2)},
+	} {
+		if c.has {
+			a.Host = append(a.Host, c.chip)
+		}
 	}
-	a.ITS = v3 && a.GIC != 2 && v.HasDevice(kvm.ITS)
+	if len(a.Host) == 0 || a.IRQChip != "" && !slices.Contains(a.Host, a.IRQChip) {
+		return v, fmt.Errorf("KVM here gives guests no %s: it has %v", cmp.Or(a.IRQChip, "interrupt controller"), a.Host)
+	}
 	if a.PMU && v.Check(kvm.CapARMPMU) == 0 {
 		return v, errors.New("KVM here gives guests no performance monitors (PMUv3)")
 	}
@@ -213,7 +220,7 @@ func (m *VM) createUART(p *boot.Platform, i int) error {
 	if err != nil {
 		return err
 	}
-	var out io.Writer = io.Discard
+	out := io.Discard
 	if i == 0 {
 		out = m.watch
 	}
