@@ -3,6 +3,7 @@ package cca
 import (
 	"fmt"
 	"runtime"
+	"slices"
 
 	"github.com/gvmm/gvmm/boot"
 	"github.com/gvmm/gvmm/vmm/memory"
@@ -34,6 +35,55 @@ type Op struct {
 	Data         boot.Blob // of OpPopulate: the bytes at Offset in the range; what it leaves is zero
 	Offset       uint64
 	REC          REC
+}
+
+// PlanLaunch returns the launch of a plan of gvmm's own: all of RAM is set to
+// RIPAS RAM, what is not zero is populated in whole granules, ascending, and the
+// first vCPU starts as the boot protocol wants it.
+func PlanLaunch(p *boot.Plan, c *Config) (*Launch, error) {
+	if p.ARM64 == nil {
+		return nil, fmt.Errorf("a realm is an arm64 guest, not one for %s", p.Arch)
+	}
+	l := &Launch{Params: c.Params}
+	if l.Params.IPABits == 0 {
+		l.Params.IPABits = ipaBitsFor(p.RAM[len(p.RAM)-1].End() - 1)
+	}
+	for _, m := range p.RAM {
+		l.add(OpRIPAS, "RAM", m, nil, 0)
+	}
+	end := memory.GPA(0)
+	for _, r := range p.Regions {
+		g := pages(memory.Range{Base: r.Base, Size: uint64(r.Data.Size())})
+		if g.Size == 0 {
+			continue
+		}
+		if g.Base < end {
+			return nil, fmt.Errorf("%s: it shares a granule at %#x with what lies before it, and each is populated once: give the guest more memory", r.Name, uint64(g.Base))
+		}
+		end = g.End()
+		l.add(OpPopulate, r.Name, g, r.Data, uint64(r.Base-g.Base))
+	}
+	rec := REC{Runnable: true, PC: p.ARM64.PC}
+	copy(rec.GPRs[:], p.ARM64.X[:])
+	l.Ops = append(l.Ops, Op{Kind: OpREC, Name: "vCPU 0", REC: rec})
+	l.Order(c.ABI)
+	return l, nil
+}
+
+// Order puts the operations into the order of a kernel's interface, one of [ABIs]
+// or "" for that of most. Where the kernel itself sets RIPAS, it comes last.
+func (l *Launch) Order(name string) {
+	if a := findABI(name); a != nil && a.explicit == nil {
+		slices.SortStableFunc(l.Ops, func(a, b Op) int {
+			switch {
+			case a.Kind == b.Kind || a.Kind != OpRIPAS && b.Kind != OpRIPAS:
+				return 0
+			case a.Kind == OpRIPAS:
+				return 1
+			}
+			return -1
+		})
+	}
 }
 
 // Measure returns the RIM of the launch, 32 or 64 bytes. trace, where not nil,

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/bits"
+	"slices"
 
 	"github.com/gvmm/gvmm/vmm/memory"
 )
@@ -134,6 +135,8 @@ type RIM struct {
 	params  Params
 	value   measurement
 	blocks  []uint64 // sizes of RTT entries in bytes, descending
+
+	populated []memory.Range // which RIPAS calls behind it leave out
 }
 
 // Create starts a measurement as RMI_REALM_CREATE does (DEN0137 B4.3.9.4): the
@@ -206,8 +209,9 @@ func (r *RIM) extend(kind byte, words []uint64, content *measurement) {
 
 // InitRIPAS measures RMI_RTT_INIT_RIPAS calls that set [base, top) to RAM: one
 // extension for each RTT entry, of the largest block that fits, as KVM makes
-// them (DEN0137 B4.3.19; KVM maps with concatenated start tables). Under RMM
-// 2.0 it checks its arguments and measures nothing.
+// them (DEN0137 B4.3.19; KVM maps with concatenated start tables). Granules that
+// have data are RAM already and stand in an entry of their own, which is skipped.
+// Under RMM 2.0 it checks its arguments and measures nothing.
 func (r *RIM) InitRIPAS(base, top memory.GPA) error {
 	if err := r.checkRange(base, top); err != nil {
 		return fmt.Errorf("RIPAS: %w", err)
@@ -216,16 +220,20 @@ func (r *RIM) InitRIPAS(base, top memory.GPA) error {
 		return nil
 	}
 	for base < top {
-		size := uint64(Granule)
+		size := uint64(0)
 		for _, b := range r.blocks {
-			if uint64(base)%b == 0 && uint64(top-base) >= b {
+			if uint64(base)%b == 0 && uint64(top-base) >= b && !slices.ContainsFunc(r.populated, func(p memory.Range) bool {
+				return p.Base < base+memory.GPA(b) && base < p.End()
+			}) {
 				size = b
 				break
 			}
 		}
-		next := base + memory.GPA(size)
-		r.extend(descRIPAS, []uint64{uint64(base), uint64(next)}, nil)
-		r.step(Step{Call: "RMI_RTT_INIT_RIPAS", Base: base, Top: next})
+		next := base + memory.GPA(max(size, Granule))
+		if size != 0 {
+			r.extend(descRIPAS, []uint64{uint64(base), uint64(next)}, nil)
+			r.step(Step{Call: "RMI_RTT_INIT_RIPAS", Base: base, Top: next})
+		}
 		base = next
 	}
 	return nil
@@ -256,6 +264,11 @@ func (r *RIM) data(ipa memory.GPA, sum *measurement) {
 		measured = 1
 	}
 	r.extend(descData, []uint64{uint64(ipa), measured}, sum)
+	if n := len(r.populated); n > 0 && r.populated[n-1].End() == ipa {
+		r.populated[n-1].Size += Granule
+	} else {
+		r.populated = append(r.populated, memory.Range{Base: ipa, Size: Granule})
+	}
 	if r.Trace == nil {
 		return
 	}
