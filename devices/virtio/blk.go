@@ -49,9 +49,9 @@ type Disk interface {
 
 // Blk is a virtio block device (virtio 1.3 5.2) with one queue.
 type Blk struct {
+	base
 	disk   Disk
 	serial [blkSerialBytes]byte
-	config [24]byte // up to blk_size
 	chain  Chain
 	data   Buffers
 }
@@ -59,48 +59,21 @@ type Blk struct {
 // NewBlk makes a block device of disk. The serial number has at most 20 bytes.
 // The caller closes the disk after the device.
 func NewBlk(disk Disk, serial string) (*Blk, error) {
-	b := &Blk{disk: disk}
-	if len(serial) > len(b.serial) {
-		return nil, fmt.Errorf("virtio-blk: serial number %q: longer than %d bytes", serial, len(b.serial))
+	if len(serial) > blkSerialBytes {
+		return nil, fmt.Errorf("virtio-blk: serial number %q: longer than %d bytes", serial, blkSerialBytes)
 	}
+	config := make([]byte, 24) // up to blk_size
+	binary.LittleEndian.PutUint64(config[0:], disk.Size()/sector)
+	binary.LittleEndian.PutUint32(config[12:], blkQueueSize-2) // seg_max: header and status take two
+	binary.LittleEndian.PutUint32(config[20:], disk.BlockSize())
+	features := uint64(blkSegMax | blkBlockSize | blkFlush)
+	if disk.ReadOnly() {
+		features |= blkReadOnly
+	}
+	b := &Blk{disk: disk, base: base{name: "virtio-blk", id: 2, features: features, queues: []uint16{blkQueueSize}, config: config}}
 	copy(b.serial[:], serial)
-	binary.LittleEndian.PutUint64(b.config[0:], disk.Size()/sector)
-	binary.LittleEndian.PutUint32(b.config[12:], blkQueueSize-2) // seg_max: header and status take two
-	binary.LittleEndian.PutUint32(b.config[20:], disk.BlockSize())
 	return b, nil
 }
-
-// Name implements [Device].
-func (b *Blk) Name() string { return "virtio-blk" }
-
-// ID implements [Device].
-func (b *Blk) ID() uint16 { return 2 }
-
-// Features implements [Device].
-func (b *Blk) Features() uint64 {
-	f := uint64(blkSegMax | blkBlockSize | blkFlush)
-	if b.disk.ReadOnly() {
-		f |= blkReadOnly
-	}
-	return f
-}
-
-// QueueSizes implements [Device].
-func (b *Blk) QueueSizes() []uint16 { return blkQueues[:] }
-
-var blkQueues = [...]uint16{blkQueueSize}
-
-// ReadConfig implements [Device].
-func (b *Blk) ReadConfig(offset uint64, data []byte) { readConfig(b.config[:], offset, data) }
-
-// WriteConfig implements [Device]: nothing can be written.
-func (b *Blk) WriteConfig(uint64, []byte) {}
-
-// Activate implements [Device].
-func (b *Blk) Activate(*Session) error { return nil }
-
-// Reset implements [Device].
-func (b *Blk) Reset() {}
 
 // Serve implements [Device].
 func (b *Blk) Serve(s *Session, queue int) {
@@ -166,11 +139,4 @@ func (b *Blk) place(position uint64, n int) (int64, bool) {
 		return 0, false
 	}
 	return int64(position * sector), true
-}
-
-// readConfig copies from a configuration space that is kept as bytes.
-func readConfig(space []byte, offset uint64, data []byte) {
-	if offset < uint64(len(space)) {
-		copy(data, space[offset:])
-	}
 }

@@ -21,22 +21,21 @@ const (
 // Console is a virtio console with one port (virtio 1.3 5.3). It implements
 // [io.Writer] for what the user types.
 type Console struct {
+	base
 	out    io.Writer
 	tx, rx Chain
 	part   Buffers
 
-	mu      sync.Mutex
-	room    sync.Cond // input has become shorter, or the console closed
-	input   []byte
-	session *Session
-	config  [4]byte // columns and rows
-	closed  bool
+	room   sync.Cond // on mu: input has become shorter, or the console closed
+	input  []byte
+	closed bool
 }
 
 // NewConsole makes a console that prints to out. A guest that prints waits
 // while out blocks, and so do reset, pause and close of the device.
 func NewConsole(out io.Writer) *Console {
-	c := &Console{out: out}
+	c := &Console{out: out, base: base{name: "virtio-console", id: 3, features: consoleSize,
+		queues: []uint16{64, 64}, config: make([]byte, 4)}} // columns and rows
 	c.room.L = &c.mu
 	return c
 }
@@ -82,45 +81,6 @@ func (c *Console) Resize(columns, rows uint16) {
 	if c.session != nil {
 		c.session.ConfigChanged()
 	}
-}
-
-// Name implements [Device].
-func (c *Console) Name() string { return "virtio-console" }
-
-// ID implements [Device].
-func (c *Console) ID() uint16 { return 3 }
-
-// Features implements [Device].
-func (c *Console) Features() uint64 { return consoleSize }
-
-// QueueSizes implements [Device].
-func (c *Console) QueueSizes() []uint16 { return consoleQueues[:] }
-
-var consoleQueues = [...]uint16{64, 64}
-
-// ReadConfig implements [Device].
-func (c *Console) ReadConfig(offset uint64, data []byte) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	readConfig(c.config[:], offset, data)
-}
-
-// WriteConfig implements [Device].
-func (c *Console) WriteConfig(uint64, []byte) {}
-
-// Activate implements [Device].
-func (c *Console) Activate(s *Session) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.session = s
-	return nil
-}
-
-// Reset implements [Device].
-func (c *Console) Reset() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.session = nil
 }
 
 // Serve implements [Device].

@@ -1,6 +1,8 @@
 package virtio
 
 import (
+	"sync"
+
 	"github.com/gvmm/gvmm/devices/iov"
 	"github.com/gvmm/gvmm/vmm/memory"
 )
@@ -55,6 +57,59 @@ type Device interface {
 	// touches guest memory any more and chains it held are forgotten. Serve is
 	// not running. It is called once for each Activate, also for one that failed.
 	Reset()
+}
+
+// base is a [Device] but for Serve: its properties, a configuration space that
+// the guest cannot write, and the session.
+type base struct {
+	name     string
+	id       uint16
+	features uint64
+	queues   []uint16
+
+	mu      sync.Mutex // guards what follows
+	config  []byte
+	session *Session // nil unless active
+}
+
+// Name and the following implement [Device].
+func (b *base) Name() string { return b.name }
+
+// ID implements [Device].
+func (b *base) ID() uint16 { return b.id }
+
+// Features implements [Device].
+func (b *base) Features() uint64 { return b.features }
+
+// QueueSizes implements [Device].
+func (b *base) QueueSizes() []uint16 { return b.queues }
+
+// ReadConfig implements [Device].
+func (b *base) ReadConfig(offset uint64, data []byte) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	readConfig(b.config, offset, data)
+}
+
+// WriteConfig implements [Device]: nothing can be written.
+func (b *base) WriteConfig(uint64, []byte) {}
+
+// Activate implements [Device].
+func (b *base) Activate(s *Session) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.session = s
+	return nil
+}
+
+// Reset implements [Device].
+func (b *base) Reset() { _ = b.Activate(nil) }
+
+// readConfig copies from a configuration space that is kept as bytes.
+func readConfig(space []byte, offset uint64, data []byte) {
+	if offset < uint64(len(space)) {
+		copy(data, space[offset:])
+	}
 }
 
 // Session is one activation of a device, from DRIVER_OK to reset.

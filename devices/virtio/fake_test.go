@@ -448,7 +448,7 @@ func newModernDriver(t testing.TB, m *fakeMachine, dev Device, report func(error
 	}
 	if msi {
 		dr.name = "modern, MSI-X"
-		dr.ack = func() uint8 { return interruptQueue }
+		dr.ack = func() uint8 { return interruptBit(1) }
 	}
 	return dr
 }

@@ -41,10 +41,13 @@ const (
 // MMIOSize is the number of bytes of address space an [MMIO] device takes.
 const MMIOSize = 0x1000
 
-const (
-	interruptQueue  = 1
-	interruptConfig = 2
-)
+// mmioCommon is what registers have the place of another in [transport.setRegister].
+var mmioCommon = [mmioConfig / 4]uint8{
+	mmioDriverSel / 4: commonAcceptSel, mmioDriverFeats / 4: commonAccepted,
+	mmioQueueSel / 4: commonQueueSel, mmioQueueSize / 4: commonQueueSize, mmioQueueReady / 4: commonQueueEnable,
+	mmioDescLow / 4: commonDesc, mmioAvailLow / 4: commonAvail, mmioUsedLow / 4: commonUsed,
+	mmioDescHigh / 4: commonDesc + 4, mmioAvailHigh / 4: commonAvail + 4, mmioUsedHigh / 4: commonUsed + 4,
+}
 
 // MMIO is a device behind the virtio-mmio transport, version 2.
 type MMIO struct {
@@ -94,12 +97,8 @@ func (t *MMIO) Close() error {
 	return t.close()
 }
 
-func (t *MMIO) queueInterrupt(int) { t.interrupt(interruptQueue) }
-
-func (t *MMIO) configInterrupt() { t.interrupt(interruptConfig) }
-
-func (t *MMIO) interrupt(bit uint32) {
-	t.pending.Or(bit)
+func (t *MMIO) interrupt(source int) {
+	t.pending.Or(uint32(interruptBit(source)))
 	t.line.Raise()
 }
 
@@ -132,7 +131,7 @@ func (t *MMIO) readRegister(offset uint64) uint32 {
 	case mmioVendorID:
 		return 0x4d4d5647 // "GVMM"
 	case mmioFeatures:
-		return t.offeredWord()
+		return word(t.offered, t.offerSel)
 	case mmioQueueSizeMax:
 		if t.queueSel < uint32(len(t.rings)) {
 			return uint32(t.dev.QueueSizes()[t.queueSel])
@@ -176,50 +175,14 @@ func (t *MMIO) Write(offset uint64, data []byte) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	switch offset {
-	case mmioFeaturesSel:
-		t.offerSel = v
-	case mmioDriverSel:
-		t.acceptSel = v
-	case mmioDriverFeats:
-		t.acceptWord(v)
-	case mmioQueueSel:
-		t.queueSel = v
-	case mmioStatus:
+	switch {
+	case offset == mmioStatus:
 		if t.setStatus(uint8(v)); uint8(v) == 0 {
 			t.pending.Store(0)
 		}
-	default:
-		if r := t.settable(); r != nil {
-			r.writeMMIO(offset, v)
-		}
+	case offset == mmioFeaturesSel:
+		t.offerSel = v
+	case offset%4 == 0 && mmioCommon[offset/4] != 0:
+		t.setRegister(uint64(mmioCommon[offset/4]), v)
 	}
 }
-
-func (r *ring) writeMMIO(offset uint64, v uint32) {
-	switch offset {
-	case mmioQueueSize:
-		r.size = clampSize(v)
-	case mmioQueueReady:
-		r.ready = v&1 != 0
-	case mmioDescLow:
-		setLow(&r.desc, v)
-	case mmioDescHigh:
-		setHigh(&r.desc, v)
-	case mmioAvailLow:
-		setLow(&r.avail, v)
-	case mmioAvailHigh:
-		setHigh(&r.avail, v)
-	case mmioUsedLow:
-		setLow(&r.used, v)
-	case mmioUsedHigh:
-		setHigh(&r.used, v)
-	}
-}
-
-// clampSize keeps a queue size that is too large too large, so that activation
-// refuses it with a reason.
-func clampSize(v uint32) uint16 { return uint16(min(v, 0xffff)) }
-
-func setLow(p *uint64, v uint32)  { *p = *p&^0xffffffff | uint64(v) }
-func setHigh(p *uint64, v uint32) { *p = *p&0xffffffff | uint64(v)<<32 }

@@ -3,7 +3,6 @@ package virtio
 import (
 	"encoding/binary"
 	"errors"
-	"sync"
 
 	"github.com/gvmm/gvmm/devices/netdev"
 )
@@ -37,16 +36,13 @@ const (
 // Received packets wait in the back end, all but one, until the guest has
 // buffers for them.
 type Net struct {
+	base
 	back netdev.Backend
 	arm  chan struct{} // Serve has taken everything: wait for more
 	done chan struct{} // the goroutine that waits has ended
 	quit chan struct{}
 
-	mu      sync.Mutex
-	session *Session
-	started bool
-	closed  bool
-	config  [8]byte // mac, status
+	started, closed bool // guarded by mu
 
 	headerSize   int             // set in Activate
 	mergeable    bool            // set in Activate
@@ -63,8 +59,19 @@ type Net struct {
 func NewNet(back netdev.Backend, mac [6]byte) *Net {
 	n := &Net{back: back, arm: make(chan struct{}, 1), done: make(chan struct{}), quit: make(chan struct{}),
 		txBuf: make([]byte, netdev.MaxPacket), rxBuf: make([]byte, netdev.MaxPacket)}
-	copy(n.config[:], mac[:])
-	n.config[6] = 1 // VIRTIO_NET_S_LINK_UP
+	// The address stays as it is, also for legacy drivers, which may write it (5.1.4).
+	n.base = base{name: "virtio-net", id: 1, features: netMAC | netStatus | netMrgRxbuf,
+		queues: []uint16{netQueueSize, netQueueSize}, config: append(mac[:], 1, 0)} // VIRTIO_NET_S_LINK_UP
+	o := back.Offloads()
+	if o&netdev.Checksum != 0 {
+		n.features |= netCsum | netGuestCsum
+		if o&netdev.TSO4 != 0 {
+			n.features |= netHostTSO4 | netGuestTSO4
+		}
+		if o&netdev.TSO6 != 0 {
+			n.features |= netHostTSO6 | netGuestTSO6
+		}
+	}
 	return n
 }
 
@@ -84,44 +91,6 @@ func (n *Net) Close() error {
 	}
 	return err
 }
-
-// Name implements [Device].
-func (n *Net) Name() string { return "virtio-net" }
-
-// ID implements [Device].
-func (n *Net) ID() uint16 { return 1 }
-
-// Features implements [Device].
-func (n *Net) Features() uint64 {
-	f := uint64(netMAC | netStatus | netMrgRxbuf)
-	o := n.back.Offloads()
-	if o&netdev.Checksum != 0 {
-		f |= netCsum | netGuestCsum
-		if o&netdev.TSO4 != 0 {
-			f |= netHostTSO4 | netGuestTSO4
-		}
-		if o&netdev.TSO6 != 0 {
-			f |= netHostTSO6 | netGuestTSO6
-		}
-	}
-	return f
-}
-
-// QueueSizes implements [Device].
-func (n *Net) QueueSizes() []uint16 { return netQueues[:] }
-
-var netQueues = [...]uint16{netQueueSize, netQueueSize}
-
-// ReadConfig implements [Device].
-func (n *Net) ReadConfig(offset uint64, data []byte) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	readConfig(n.config[:], offset, data)
-}
-
-// WriteConfig implements [Device]: the address stays as it is, also for legacy
-// drivers (5.1.4).
-func (n *Net) WriteConfig(uint64, []byte) {}
 
 // Activate implements [Device].
 func (n *Net) Activate(s *Session) error {
@@ -163,13 +132,6 @@ func offloads(s *Session, csum, tso4, tso6 uint64) netdev.Offloads {
 		}
 	}
 	return o
-}
-
-// Reset implements [Device].
-func (n *Net) Reset() {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.session = nil
 }
 
 // wait wakes the receive queue when there is a packet, each time it has asked

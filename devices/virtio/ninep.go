@@ -16,11 +16,12 @@ const (
 // NineP is a virtio 9P transport with one queue (virtio 1.3 5 gives only its
 // number; feature bit and configuration, tag_len[2] tag, are those of Linux's
 // uapi/linux/virtio_9p.h). A request is one chain: its readable bytes are the
-// T-message, its writable ones take the R-message.
+// T-message, its writable ones take the R-message. A reset ends
+// nothing: the next driver begins with Tversion, which ends the old session.
 type NineP struct {
-	srv    *ninep.Server
-	config []byte
-	chain  Chain
+	base
+	srv   *ninep.Server
+	chain Chain
 }
 
 // NewNineP makes a device that serves srv under a tag of 1 to 255 bytes, which
@@ -30,35 +31,9 @@ func NewNineP(tag string, srv *ninep.Server) (*NineP, error) {
 		return nil, fmt.Errorf("virtio-9p: tag %q: not 1 to %d bytes", tag, ninepMaxTag)
 	}
 	config := binary.LittleEndian.AppendUint16(nil, uint16(len(tag)))
-	return &NineP{srv: srv, config: append(config, tag...)}, nil
+	return &NineP{srv: srv, base: base{name: "virtio-9p", id: 9, features: ninepMountTag,
+		queues: []uint16{ninepQueueSize}, config: append(config, tag...)}}, nil
 }
-
-// Name implements [Device].
-func (p *NineP) Name() string { return "virtio-9p" }
-
-// ID implements [Device].
-func (p *NineP) ID() uint16 { return 9 }
-
-// Features implements [Device].
-func (p *NineP) Features() uint64 { return ninepMountTag }
-
-// QueueSizes implements [Device].
-func (p *NineP) QueueSizes() []uint16 { return ninepQueues[:] }
-
-var ninepQueues = [...]uint16{ninepQueueSize}
-
-// ReadConfig implements [Device].
-func (p *NineP) ReadConfig(offset uint64, data []byte) { readConfig(p.config, offset, data) }
-
-// WriteConfig implements [Device]: nothing can be written.
-func (p *NineP) WriteConfig(uint64, []byte) {}
-
-// Activate implements [Device].
-func (p *NineP) Activate(*Session) error { return nil }
-
-// Reset implements [Device]: the next driver begins with Tversion, which ends
-// the old session.
-func (p *NineP) Reset() {}
 
 // Serve implements [Device]. A host file system that is slow holds up this
 // share alone, and each reply is shown at once.

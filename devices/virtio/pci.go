@@ -74,11 +74,10 @@ type PCI struct {
 	function *devices.PCIFunction
 
 	// irqMu guards what follows. Taken after transport.mu; workers take it alone.
-	irqMu        sync.Mutex
-	isr          uint8
-	configVector uint16
-	vectors      []uint16 // one a queue
-	msix         msix
+	irqMu   sync.Mutex
+	isr     uint8
+	vectors []uint16 // for the configuration, then one a queue
+	msix    msix
 }
 
 // NewPCI puts dev into the next free slot of bus. Its INTx pin is wired to the
@@ -92,14 +91,15 @@ func NewPCI(m devices.Machine, bus *devices.PCI, gsi uint32, dev Device, report 
 	if err := t.open(m, dev, t, report); err != nil {
 		return nil, err
 	}
-	t.vectors = make([]uint16, len(t.workers))
+	t.vectors = make([]uint16, 1+len(t.workers))
 	t.msix.open(m, len(t.workers)+1)
 	t.clearInterrupts()
+	legacy, class := pciIDs(dev.ID())
 	c := devices.PCIConfig{
 		Name:   dev.Name(),
 		Vendor: 0x1af4, Device: 0x1040 + dev.ID(), Revision: 1,
 		SubVendor: 0x1af4, Subsystem: 0x1040 + dev.ID(),
-		Class: pciClass(dev.ID()),
+		Class: class,
 		IRQ:   uint8(gsi), Line: line,
 		BARs: []devices.PCIBAR{{}, {
 			Size: pciMemory, Handler: pciRegion{t},
@@ -108,8 +108,8 @@ func NewPCI(m devices.Machine, bus *devices.PCI, gsi uint32, dev Device, report 
 		}},
 		Capabilities: t.capabilities(),
 	}
-	if id := legacyPCIDevice(dev.ID()); id != 0 {
-		c.Device, c.Revision, c.Subsystem = id, 0, dev.ID()
+	if legacy != 0 {
+		c.Device, c.Revision, c.Subsystem = legacy, 0, dev.ID()
 		c.BARs[0] = devices.PCIBAR{
 			Port: true, Size: pciPortBytes, Handler: legacyPorts{t},
 			Attach: func(base uint64) error { return t.attach(base, portKick) },
@@ -128,38 +128,22 @@ func (t *PCI) Close() error {
 	return t.close()
 }
 
-// legacyPCIDevice returns the transitional PCI device number of a device type,
-// 0 if it has none (virtio 1.3 4.1.2.1).
-func legacyPCIDevice(id uint16) uint16 {
-	switch id {
-	case 1: // network
-		return 0x1000
-	case 2: // block
-		return 0x1001
-	case 5: // memory balloon
-		return 0x1002
-	case 3: // console
-		return 0x1003
-	case 8: // SCSI host
-		return 0x1004
-	case 4: // entropy
-		return 0x1005
-	case 9: // 9P
-		return 0x1009
-	}
-	return 0
-}
-
-func pciClass(id uint16) uint32 {
+// pciIDs returns the transitional PCI device number of a device type (virtio
+// 1.3 4.1.2.1), 0 if it is modern only, and its class.
+func pciIDs(id uint16) (device uint16, class uint32) {
 	switch id {
 	case 1:
-		return 0x020000 // Ethernet
+		return 0x1000, 0x020000 // network: Ethernet
 	case 2:
-		return 0x018000 // mass storage, other
+		return 0x1001, 0x018000 // block: mass storage, other
 	case 3:
-		return 0x078000 // communication, other
+		return 0x1003, 0x078000 // console: communication, other
+	case 4:
+		return 0x1005, 0x00ff00 // entropy: unclassified
+	case 9:
+		return 0x1009, 0x00ff00 // 9P
 	}
-	return 0x00ff00 // unclassified
+	return 0, 0x00ff00
 }
 
 func portKick(base uint64, queue int) devices.Kick {
@@ -246,7 +230,6 @@ func (t *PCI) msixWritten(d []byte, _ int) {
 func (t *PCI) clearInterrupts() {
 	t.irqMu.Lock()
 	defer t.irqMu.Unlock()
-	t.configVector = noVector
 	for i := range t.vectors {
 		t.vectors[i] = noVector
 	}
@@ -270,52 +253,35 @@ func (t *PCI) readISR() uint8 {
 	return t.acknowledge()
 }
 
-func (t *PCI) queueInterrupt(queue int) {
+func (t *PCI) interrupt(source int) {
 	t.irqMu.Lock()
 	defer t.irqMu.Unlock()
-	t.interrupt(interruptQueue, t.vectors[queue])
-}
-
-func (t *PCI) configInterrupt() {
-	t.irqMu.Lock()
-	defer t.irqMu.Unlock()
-	t.interrupt(interruptConfig, t.configVector)
-}
-
-func (t *PCI) interrupt(bit uint8, vector uint16) {
 	if t.msix.enabled {
-		t.msix.notify(vector)
+		t.msix.notify(t.vectors[source])
 		return
 	}
-	t.isr |= bit
+	t.isr |= interruptBit(source)
 	t.function.SetINTx(true)
 }
 
-// vector reads an MSI-X vector register.
-func (t *PCI) vector(p *uint16) uint16 {
+// vector reads the MSI-X vector register of a source that exists.
+func (t *PCI) vector(source uint32) uint16 {
 	t.irqMu.Lock()
 	defer t.irqMu.Unlock()
-	return *p
+	return t.vectors[source]
 }
 
 // setVector writes one; a vector that does not exist reads back as none
 // (4.1.5.1.2.1).
-func (t *PCI) setVector(p *uint16, v uint16) {
+func (t *PCI) setVector(source, v uint32) {
 	t.irqMu.Lock()
 	defer t.irqMu.Unlock()
-	if int(v) >= len(t.msix.table)/msixEntryBytes {
+	if uint16(v) >= uint16(len(t.msix.table)/msixEntryBytes) {
 		v = noVector
 	}
-	*p = v
-}
-
-// selectedVector returns the selected queue's vector register, nil if there is
-// no such queue.
-func (t *PCI) selectedVector() *uint16 {
-	if t.queueSel < uint32(len(t.vectors)) {
-		return &t.vectors[t.queueSel]
+	if source < uint32(len(t.vectors)) {
+		t.vectors[source] = uint16(v)
 	}
-	return nil
 }
 
 func (t *PCI) writeStatus(v uint8) {
@@ -346,14 +312,14 @@ func (t legacyPorts) Read(offset uint64, data []byte) {
 			le.PutUint32(b[legacyPFN:], uint32(r.desc/legacyPage))
 		}
 		le.PutUint16(b[legacyQueueSize:], r.size)
-		le.PutUint16(b[legacyQueueVector:], t.vector(t.selectedVector()))
+		le.PutUint16(b[legacyQueueVector:], t.vector(1+t.queueSel))
 	}
 	le.PutUint16(b[legacyQueueSel:], uint16(t.queueSel))
 	b[legacyStatus] = uint8(t.status.Load())
 	if offset <= legacyISR && offset+uint64(len(data)) > legacyISR {
 		b[legacyISR] = t.readISR()
 	}
-	le.PutUint16(b[legacyConfigVector:], t.vector(&t.configVector))
+	le.PutUint16(b[legacyConfigVector:], t.vector(0))
 	copy(data, b[offset:config])
 }
 
@@ -395,11 +361,9 @@ func (t legacyPorts) Write(offset uint64, data []byte) {
 	case offset == legacyStatus && len(data) == 1:
 		t.writeStatus(uint8(v))
 	case offset == legacyConfigVector && len(data) == 2:
-		t.setVector(&t.configVector, uint16(v))
+		t.setVector(0, v)
 	case offset == legacyQueueVector && len(data) == 2:
-		if p := t.selectedVector(); p != nil {
-			t.setVector(p, uint16(v))
-		}
+		t.setVector(1+t.queueSel, v)
 	}
 }
 
@@ -471,17 +435,17 @@ func (t *PCI) readCommon(at uint64, data []byte) {
 	var b [commonBytes]byte
 	le := binary.LittleEndian
 	le.PutUint32(b[commonOfferSel:], t.offerSel)
-	le.PutUint32(b[commonOffered:], t.offeredWord())
+	le.PutUint32(b[commonOffered:], word(t.offered, t.offerSel))
 	le.PutUint32(b[commonAcceptSel:], t.acceptSel)
-	le.PutUint32(b[commonAccepted:], t.acceptedWord())
-	le.PutUint16(b[commonConfigVector:], t.vector(&t.configVector))
+	le.PutUint32(b[commonAccepted:], word(t.accepted, t.acceptSel))
+	le.PutUint16(b[commonConfigVector:], t.vector(0))
 	le.PutUint16(b[commonQueues:], uint16(len(t.workers)))
 	b[commonStatus] = uint8(t.status.Load())
 	b[commonGeneration] = uint8(t.generation.Load())
 	le.PutUint16(b[commonQueueSel:], uint16(t.queueSel))
 	if r := t.selected(); r != nil {
 		le.PutUint16(b[commonQueueSize:], r.size)
-		le.PutUint16(b[commonQueueVector:], t.vector(t.selectedVector()))
+		le.PutUint16(b[commonQueueVector:], t.vector(1+t.queueSel))
 		if r.ready {
 			b[commonQueueEnable] = 1
 		}
@@ -498,46 +462,15 @@ func (t *PCI) writeCommon(at uint64, data []byte) {
 	copy(word[:], data)
 	v := binary.LittleEndian.Uint32(word[:])
 	switch at {
-	case commonOfferSel:
-		t.offerSel = v
-	case commonAcceptSel:
-		t.acceptSel = v
-	case commonAccepted:
-		t.acceptWord(v)
 	case commonConfigVector:
-		t.setVector(&t.configVector, uint16(v))
+		t.setVector(0, v)
 	case commonStatus:
 		t.writeStatus(uint8(v))
 	case commonQueueSel:
 		t.queueSel = v & 0xffff
 	case commonQueueVector:
-		if p := t.selectedVector(); p != nil {
-			t.setVector(p, uint16(v))
-		}
+		t.setVector(1+t.queueSel, v)
 	default:
-		if r := t.settable(); r != nil {
-			r.writeCommon(at, v)
-		}
-	}
-}
-
-func (r *ring) writeCommon(at uint64, v uint32) {
-	switch at {
-	case commonQueueSize:
-		r.size = clampSize(v)
-	case commonQueueEnable:
-		r.ready = v&1 != 0
-	case commonDesc:
-		setLow(&r.desc, v)
-	case commonDesc + 4:
-		setHigh(&r.desc, v)
-	case commonAvail:
-		setLow(&r.avail, v)
-	case commonAvail + 4:
-		setHigh(&r.avail, v)
-	case commonUsed:
-		setLow(&r.used, v)
-	case commonUsed + 4:
-		setHigh(&r.used, v)
+		t.setRegister(at, v)
 	}
 }

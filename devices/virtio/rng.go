@@ -9,35 +9,15 @@ const rngMax = 64 << 10
 // RNG is a virtio entropy device (virtio 1.3 5.4) that hands on the host's
 // getrandom(2).
 type RNG struct {
+	base
 	chain Chain
 	part  Buffers
 }
 
-// Name implements [Device].
-func (r *RNG) Name() string { return "virtio-rng" }
-
-// ID implements [Device].
-func (r *RNG) ID() uint16 { return 4 }
-
-// Features implements [Device].
-func (r *RNG) Features() uint64 { return 0 }
-
-// QueueSizes implements [Device].
-func (r *RNG) QueueSizes() []uint16 { return rngQueues[:] }
-
-var rngQueues = [...]uint16{64}
-
-// ReadConfig implements [Device]: there is no configuration.
-func (r *RNG) ReadConfig(uint64, []byte) {}
-
-// WriteConfig implements [Device].
-func (r *RNG) WriteConfig(uint64, []byte) {}
-
-// Activate implements [Device].
-func (r *RNG) Activate(*Session) error { return nil }
-
-// Reset implements [Device].
-func (r *RNG) Reset() {}
+// NewRNG makes an entropy device with one queue.
+func NewRNG() *RNG {
+	return &RNG{base: base{name: "virtio-rng", id: 4, queues: []uint16{64}}}
+}
 
 // Serve implements [Device].
 func (r *RNG) Serve(s *Session, queue int) {

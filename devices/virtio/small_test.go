@@ -9,7 +9,7 @@ import (
 
 func TestRNG(t *testing.T) {
 	m := newFakeMachine(t)
-	d := newMMIODriver(t, m, &RNG{}, nil)
+	d := newMMIODriver(t, m, NewRNG(), nil)
 	r := newGuestRing(t, m.mem, ringAt, 64)
 	d.probe(FeatureVersion1, r)
 	for _, x := range []struct {

@@ -50,11 +50,16 @@ type transport struct {
 	closed    bool
 }
 
-// interrupter is the transport's way to interrupt the driver. Its methods are
-// called from any goroutine.
-type interrupter interface {
-	queueInterrupt(queue int)
-	configInterrupt()
+// interrupter is the transport's way to interrupt the driver: for source 0 the
+// configuration, for others the queue before. Any goroutine calls it.
+type interrupter interface{ interrupt(source int) }
+
+// interruptBit is a source's bit in the interrupt status (virtio 1.3 4.1.4.5, 4.2.2).
+func interruptBit(source int) uint8 {
+	if source == 0 {
+		return 2
+	}
+	return 1
 }
 
 // open prepares the device for its driver. report, which may be nil, receives
@@ -100,20 +105,39 @@ func (t *transport) settable() *ring {
 	return t.selected()
 }
 
-// offeredWord returns the selected 32 bits of the offered features.
-func (t *transport) offeredWord() uint32 {
-	if t.offerSel > 1 {
-		return 0
+// word returns the selected 32 bits of a set of features.
+func word(features uint64, sel uint32) uint32 { return uint32(features >> (32 * min(sel, 2))) }
+
+// setRegister serves a write that means the same on MMIO and PCI, by the
+// register's place in the common configuration of PCI (virtio 1.3 4.1.4.3).
+func (t *transport) setRegister(at uint64, v uint32) {
+	switch at {
+	case commonOfferSel:
+		t.offerSel = v
+	case commonAcceptSel:
+		t.acceptSel = v
+	case commonAccepted:
+		t.acceptWord(v)
+	case commonQueueSel:
+		t.queueSel = v
+	default:
+		if r := t.settable(); r != nil {
+			r.setRegister(at, v)
+		}
 	}
-	return uint32(t.offered >> (32 * t.offerSel))
 }
 
-// acceptedWord returns the selected 32 bits of the accepted features.
-func (t *transport) acceptedWord() uint32 {
-	if t.acceptSel > 1 {
-		return 0
+func (r *ring) setRegister(at uint64, v uint32) {
+	switch at {
+	case commonQueueSize: // one that is too large stays so: activation refuses it with a reason
+		r.size = uint16(min(v, 0xffff))
+	case commonQueueEnable:
+		r.ready = v&1 != 0
+	case commonDesc, commonAvail, commonUsed, commonDesc + 4, commonAvail + 4, commonUsed + 4:
+		p := [...]*uint64{&r.desc, &r.avail, &r.used}[(at-commonDesc)/8]
+		shift := at & 4 * 8
+		*p = *p&^(0xffffffff<<shift) | uint64(v)<<shift
 	}
-	return uint32(t.accepted >> (32 * t.acceptSel))
 }
 
 // acceptWord takes 32 bits of the driver's features. Bits that were not
@@ -150,7 +174,7 @@ func (t *transport) activate() error {
 	for i, r := range t.rings {
 		q := &Queue{halt: &t.halt}
 		q.fail = func(err error) { t.fail(fmt.Errorf("queue %d: %w", i, err)) }
-		q.interrupt = func() { t.irq.queueInterrupt(i) }
+		q.interrupt = func() { t.irq.interrupt(1 + i) }
 		s.Queues = append(s.Queues, q)
 		if !r.ready {
 			continue
@@ -203,7 +227,7 @@ func (t *transport) fail(err error) {
 func (t *transport) configChanged() {
 	t.generation.Add(1)
 	if t.status.Load()&statusDriverOK != 0 {
-		t.irq.configInterrupt()
+		t.irq.interrupt(0)
 	}
 }
 

@@ -39,7 +39,7 @@ func TestTransportLife(t *testing.T) {
 				_, n, ok := r.take()
 				return ok && n == 7
 			})
-			m.await(t, "interrupt status", func() bool { return d.ack() == interruptQueue })
+			m.await(t, "interrupt status", func() bool { return d.ack() == interruptBit(1) })
 			if m.level {
 				t.Error("INTx stays asserted after the status was read")
 			}
@@ -251,7 +251,7 @@ func TestConfigChange(t *testing.T) {
 		t.Errorf("size %#x, %d interrupts", d.config(0, 4), m.interrupts())
 	}
 	con.Resize(132, 43)
-	if d.ack() != interruptConfig || d.config(0, 2) != 132 || d.config(2, 1) != 43 || m.in(false, fakeMMIO+mmioGeneration, 4) == before {
+	if d.ack() != interruptBit(0) || d.config(0, 2) != 132 || d.config(2, 1) != 43 || m.in(false, fakeMMIO+mmioGeneration, 4) == before {
 		t.Error("configuration change not seen")
 	}
 }
