@@ -93,14 +93,21 @@ func ParseIGVM(data []byte) (*IGVM, error) {
 
 // header takes one variable header.
 func (f *IGVM) header(kind uint32, b []byte) error {
-	sizes := map[uint32]int{igvmPlatform: 16, igvmPolicy: 16, igvmArea: 16, igvmPage: 24, igvmInsert: 16, igvmVP: 20, igvmMemory: 24, igvmIDBlock: 696}
-	want, known := sizes[kind]
+	want := 0
+	for _, s := range [...]struct {
+		kind uint32
+		size int
+	}{{igvmPlatform, 16}, {igvmPolicy, 16}, {igvmArea, 16}, {igvmPage, 24}, {igvmInsert, 16}, {igvmVP, 20}, {igvmMemory, 24}, {igvmIDBlock, 696}} {
+		if s.kind == kind {
+			want = s.size
+		}
+	}
 	switch {
-	case known && len(b) != want:
+	case want != 0 && len(b) != want:
 		return fmt.Errorf("header type %#x of %d bytes: want %d", kind, len(b), want)
-	case !known && kind&igvmOptional == 0 && (kind < igvmParams || kind > igvmLastParams):
+	case want == 0 && kind&igvmOptional == 0 && (kind < igvmParams || kind > igvmLastParams):
 		return fmt.Errorf("header type %#x: QEMU does not load such a file", kind)
-	case !known:
+	case want == 0:
 		return nil
 	}
 	le := binary.LittleEndian
