@@ -45,8 +45,8 @@ const (
 // PCISlots is the number of slots on the bus; slot 0 is the host bridge.
 const PCISlots = 32
 
-// PCI is bus 0 of the machine: a host bridge with configuration mechanism 1
-// (ports 0xcf8 to 0xcff) and up to 31 functions, one a slot.
+// PCI is bus 0 of the machine: its configuration space, by mechanism 1 (ports
+// 0xcf8 to 0xcff) or mapped into memory, and one function a slot.
 type PCI struct {
 	// Reset serves byte accesses to port 0xcf9, the chipset's reset control
 	// among the configuration ports; nil: there is none.
@@ -57,9 +57,13 @@ type PCI struct {
 	mu         sync.Mutex
 	address    uint32 // CONFIG_ADDRESS
 	functions  [PCISlots]*PCIFunction
-	nextPort   uint64
-	nextMemory uint64
+	portsAt    uint64 // where port 0 lies on ports
+	freePorts  PCIWindow
+	freeMemory PCIWindow
 }
+
+// PCIWindow is a range of addresses.
+type PCIWindow struct{ Base, Size uint64 }
 
 // PCIConfig describes a function.
 type PCIConfig struct {
@@ -129,7 +133,7 @@ type pciRange struct {
 // NewPCI puts the host bridge on the port bus. Functions' ranges go on ports
 // and mmio.
 func NewPCI(ports, mmio *Bus) (*PCI, error) {
-	p := &PCI{ports: ports, mmio: mmio, nextPort: PCIPortBase, nextMemory: PCIMemoryBase}
+	p := &PCI{ports: ports, mmio: mmio, freePorts: PCIWindow{PCIPortBase, PCIPortSize}, freeMemory: PCIWindow{PCIMemoryBase, PCIMemorySize}}
 	// 82441FX: firmware and old kernels know it.
 	if _, err := p.Add(PCIConfig{Name: "host bridge", Vendor: 0x8086, Device: 0x1237, Class: 0x060000}); err != nil {
 		return nil, err
@@ -138,6 +142,24 @@ func NewPCI(ports, mmio *Bus) (*PCI, error) {
 		return nil, err
 	}
 	return p, nil
+}
+
+// NewPCIMapped puts a bus without port instructions on mmio: configuration space
+// (PCI Express 3.0, 7.2.2: 4 KiB a function), the ports, of which the functions
+// get those from 0x1000 on, and the functions' memory, at the addresses it has
+// on the bus. With bridge the first function is a host bridge.
+func NewPCIMapped(mmio *Bus, config, ports, memory PCIWindow, bridge bool) (*PCI, error) {
+	const firstPort = 0x1000 // Linux leaves those below to ISA
+	p := &PCI{
+		ports: mmio, mmio: mmio, portsAt: ports.Base,
+		freePorts: PCIWindow{firstPort, ports.Size - firstPort}, freeMemory: memory,
+	}
+	if bridge { // QEMU's, which has no driver
+		if _, err := p.Add(PCIConfig{Name: "host bridge", Vendor: 0x1b36, Device: 0x0008, Class: 0x060000}); err != nil {
+			return nil, err
+		}
+	}
+	return p, mmio.Add("PCI configuration", config.Base, config.Size, mappedConfig{p})
 }
 
 // Add puts a function into the next free slot. Its ranges have addresses and
@@ -226,9 +248,9 @@ func newPCIFunction(p *PCI, c PCIConfig) (*PCIFunction, error) {
 
 // allocate gives a range its first address.
 func (p *PCI) allocate(f *PCIFunction, bar int, b PCIBAR) error {
-	next, end, least, most := &p.nextMemory, uint64(PCIMemoryBase+PCIMemorySize), uint32(16), uint32(PCIMemorySize)
+	free, least, most := &p.freeMemory, uint32(16), uint32(PCIMemorySize)
 	if b.Port {
-		next, end, least, most = &p.nextPort, PCIPortBase+PCIPortSize, 4, 256
+		free, least, most = &p.freePorts, 4, 256
 	}
 	if b.Size == 0 {
 		return nil // an unused BAR
@@ -237,11 +259,12 @@ func (p *PCI) allocate(f *PCIFunction, bar int, b PCIBAR) error {
 		return fmt.Errorf("bad size %#x", b.Size)
 	}
 	size := uint64(b.Size)
-	base := (*next + size - 1) &^ (size - 1)
-	if base+size > end {
+	base := (free.Base + size - 1) &^ (size - 1)
+	taken := base + size - free.Base
+	if taken > free.Size {
 		return errors.New("the address window is full")
 	}
-	*next = base + size
+	*free = PCIWindow{base + size, free.Size - taken}
 	f.bars[bar].PCIBAR = b
 	value := uint32(base)
 	if b.Port {
@@ -271,7 +294,8 @@ func (p *PCI) remap(f *PCIFunction) error {
 		if r.place != base {
 			r.detach()
 		}
-		if err := p.busOf(r).Add(f.name, base, uint64(r.Size), r.Handler); err != nil {
+		bus, at := p.busOf(r, base)
+		if err := bus.Add(f.name, at, uint64(r.Size), r.Handler); err != nil {
 			errs = append(errs, err)
 			continue
 		}
@@ -324,16 +348,18 @@ func (r *pciRange) detach() {
 
 func (p *PCI) unmap(r *pciRange) {
 	if r.mapped {
-		p.busOf(r).Remove(r.place)
+		bus, at := p.busOf(r, r.place)
+		bus.Remove(at)
 		r.mapped = false
 	}
 }
 
-func (p *PCI) busOf(r *pciRange) *Bus {
+// busOf returns the bus that a range is on, and where an address in it lies there.
+func (p *PCI) busOf(r *pciRange, addr uint64) (*Bus, uint64) {
 	if r.Port {
-		return p.ports
+		return p.ports, p.portsAt + addr
 	}
-	return p.mmio
+	return p.mmio, addr
 }
 
 // SetINTx asserts or releases the function's interrupt pin. Any goroutine may
@@ -416,6 +442,29 @@ func (p *PCI) Write(offset uint64, data []byte) {
 		f.write(register+int(offset&3), data)
 	}
 }
+
+// mappedConfig is configuration space in memory. What is not there reads as
+// ones: other buses, functions but the first, and what only PCI Express has.
+type mappedConfig struct{ *PCI }
+
+// access splits an access into pieces that cross no multiple of 4, as mechanism 1
+// has them.
+func (c mappedConfig) access(offset uint64, data []byte, f func(f *PCIFunction, register int, data []byte)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	slot, register := offset>>15, offset&0x7fff // of function 0
+	for ; slot < PCISlots && register < 256 && len(data) > 0 && c.functions[slot] != nil; register = (register + 4) &^ 3 {
+		n := min(len(data), int(4-register&3))
+		f(c.functions[slot], int(register), data[:n])
+		data = data[n:]
+	}
+}
+
+// Read implements [Handler].
+func (c mappedConfig) Read(offset uint64, data []byte) { c.access(offset, data, (*PCIFunction).read) }
+
+// Write implements [Handler].
+func (c mappedConfig) Write(offset uint64, data []byte) { c.access(offset, data, (*PCIFunction).write) }
 
 func (p *PCI) isReset(offset uint64, data []byte) bool {
 	return offset == PortReset-pciConfigPort && len(data) == 1 && p.Reset != nil

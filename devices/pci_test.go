@@ -265,3 +265,61 @@ func TestPCIErrors(t *testing.T) {
 		t.Error("more functions than slots")
 	}
 }
+
+func TestPCIMapped(t *testing.T) {
+	var mmio Bus
+	const config, ports, memory = 0x3f000000, 0x3eff0000, 0x10000000
+	for _, bridge := range []bool{true, false} {
+		mmio = Bus{}
+		p, err := NewPCIMapped(&mmio, PCIWindow{config, 1 << 20}, PCIWindow{ports, 0x10000}, PCIWindow{memory, 0x1000000}, bridge)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, b := &region{mark: 1}, &region{mark: 2}
+		f, err := p.Add(PCIConfig{Vendor: 0x1af4, Device: 0x1001, BARs: []PCIBAR{a.bar(true, 0x80), b.bar(false, 0x4000)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		slot := uint64(0)
+		if bridge {
+			if slot = 1; word32(&mmio, config) != 0x00081b36 {
+				t.Errorf("host bridge %#x", word32(&mmio, config))
+			}
+		}
+		at0 := config + slot<<15
+		if id := word32(&mmio, at0); id != 0x10011af4 {
+			t.Errorf("function %#x", id)
+		}
+		var wide [8]byte
+		if mmio.Read(at0, wide[:]); binary.LittleEndian.Uint64(wide[:]) != 0x7_1001_1af4 {
+			t.Errorf("8 bytes %x", wide)
+		}
+		for _, offset := range []uint64{slot<<15 | 0x1000, (slot + 1) << 15, 0x80000 + 1<<19 - 4, slot<<15 | 0x100} {
+			if v := word32(&mmio, config+offset); v != 0xffffffff {
+				t.Errorf("offset %#x answers %#x", offset, v)
+			}
+			mmio.Write(config+offset, wide[:])
+		}
+		if at(&mmio, ports+0x1000) != 1 || at(&mmio, memory) != 2 {
+			t.Error("ranges do not answer")
+		}
+		a.took(t, "ports", 0x1000)
+		b.took(t, "memory", memory)
+		// The guest moves both.
+		mmio.Write(at0+0x10, []byte{0, 0x20, 0, 0})
+		mmio.Write(at0+0x14, []byte{0, 0, 0x80, 0x10})
+		if at(&mmio, ports+0x2000) != 1 || at(&mmio, memory+0x800000) != 2 || at(&mmio, ports+0x1000) != 0xff || at(&mmio, memory) != 0xff {
+			t.Error("ranges do not move")
+		}
+		f.Remove()
+		if at(&mmio, ports+0x2000) != 0xff || word32(&mmio, at0) != 0xffffffff {
+			t.Error("a removed function answers")
+		}
+	}
+}
+
+func word32(b *Bus, addr uint64) uint32 {
+	var w [4]byte
+	b.Read(addr, w[:])
+	return binary.LittleEndian.Uint32(w[:])
+}

@@ -44,22 +44,29 @@ type Serial struct {
 	out  io.Writer
 	line Line
 
-	mu                 sync.Mutex
+	typed
 	ier, lcr, mcr, scr uint8
 	dll, dlm           uint8
 	fifo               bool
 	overrun            bool
 	thre               bool // a "transmitter empty" interrupt is due
-	rx                 []byte
-	room               sync.Cond // signalled when rx shrinks or the port closes
-	closed             bool
 	one                [1]byte
 }
 
-// NewSerial returns a port that writes to out and interrupts by line.
+// typed is input that waits for the guest, and the lock of the port it belongs to.
+type typed struct {
+	mu     sync.Mutex
+	rx     []byte
+	room   sync.Cond // signalled when rx shrinks or the port closes
+	closed bool
+	came   func() // there is more in rx
+}
+
+// NewSerial returns a port that writes to out and interrupts by line, which may
+// be of either kind.
 func NewSerial(out io.Writer, line Line) *Serial {
 	s := &Serial{out: out, line: line, dll: 1}
-	s.room.L = &s.mu
+	s.open(s.update)
 	return s
 }
 
@@ -101,13 +108,7 @@ func (s *Serial) read(offset uint64) uint8 {
 		if s.lcr&lcrDLAB != 0 {
 			return s.dll
 		}
-		if len(s.rx) == 0 {
-			return 0
-		}
-		b := s.rx[0]
-		s.rx = s.rx[1:]
-		s.room.Signal()
-		return b
+		return s.next()
 	case uartIER:
 		if s.lcr&lcrDLAB != 0 {
 			return s.dlm
@@ -204,38 +205,51 @@ func (s *Serial) pending() uint8 {
 	}
 }
 
-// update raises the edge-triggered interrupt while something is pending: an
-// edge that the guest already saw is harmless, a missed one is not.
+// update drives the line. On an edge-triggered one an edge that the guest
+// already saw is harmless, a missed one is not.
 func (s *Serial) update() {
 	if s.mcr&mcrLoop == 0 && s.pending() != iirNone {
 		s.line.Raise()
+	} else {
+		s.line.Lower()
 	}
+}
+
+func (t *typed) open(came func()) { t.room.L, t.came = &t.mu, came }
+
+// next takes a byte, 0 if there is none.
+func (t *typed) next() (b byte) {
+	if len(t.rx) > 0 {
+		b, t.rx = t.rx[0], t.rx[1:]
+		t.room.Signal()
+	}
+	return b
 }
 
 // Input queues bytes typed by the user. It blocks while the queue is full and
 // reports false when the port was closed.
-func (s *Serial) Input(p []byte) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+func (t *typed) Input(p []byte) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	for len(p) > 0 {
-		for len(s.rx) >= rxLimit && !s.closed {
-			s.room.Wait()
+		for len(t.rx) >= rxLimit && !t.closed {
+			t.room.Wait()
 		}
-		if s.closed {
+		if t.closed {
 			return false
 		}
-		n := min(len(p), rxLimit-len(s.rx))
-		s.rx = append(s.rx, p[:n]...)
+		n := min(len(p), rxLimit-len(t.rx))
+		t.rx = append(t.rx, p[:n]...)
 		p = p[n:]
-		s.update()
+		t.came()
 	}
 	return true
 }
 
 // Close lets a blocked Input return.
-func (s *Serial) Close() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.closed = true
-	s.room.Broadcast()
+func (t *typed) Close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.closed = true
+	t.room.Broadcast()
 }
