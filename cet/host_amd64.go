@@ -60,7 +60,7 @@ func (h Host) Missing(want Features) []Link {
 	if h.exists("kvm_pvm") {
 		add("bare metal, or nested virtualization in the outer hypervisor", "kvm_pvm, this host's KVM, does not virtualize CET")
 	}
-	if !atLeast(h.Release, 6, 18) {
+	if !AtLeast(h.Release, 6, 18) {
 		add("Linux 6.18 or later", "kernel %s: KVM virtualizes CET since 6.18", h.Release)
 	}
 	for _, p := range []struct{ module, name, bad, remedy string }{
@@ -104,7 +104,8 @@ func (h Host) parameter(module, name string) string {
 	return "Y"
 }
 
-func atLeast(release string, major, minor int) bool {
+// AtLeast reports whether a kernel release, as uname gives it, is that version or later.
+func AtLeast(release string, major, minor int) bool {
 	a, rest, _ := strings.Cut(release, ".")
 	digits := len(rest) - len(strings.TrimLeft(rest, "0123456789"))
 	x, err := strconv.Atoi(a)

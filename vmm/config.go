@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -8,6 +9,7 @@ import (
 	"github.com/gvmm/gvmm/boot"
 	"github.com/gvmm/gvmm/cet"
 	"github.com/gvmm/gvmm/devices/usernet"
+	"github.com/gvmm/gvmm/sev"
 	"github.com/gvmm/gvmm/vmm/kvm"
 )
 
@@ -120,6 +122,13 @@ func (c *Config) check() error {
 	}
 	if err := cet.Check(c.CET, c.CETPreset, c.CETAudit); err != nil {
 		return err
+	}
+	if c.SNP != nil && (c.CETAudit != "" || c.CETPreset != "") {
+		return errors.New("--sev-snp: the guest's registers are its own: it goes with neither --cet-audit nor --cet-preset")
+	}
+	if c.SNP != nil && (c.SNP.IDBlock != nil || c.SNP.IDAuth != nil) && (len(c.SNP.IDBlock) != sev.IDBlockSize || len(c.SNP.IDAuth) != sev.IDAuthSize) {
+		return fmt.Errorf("--sev-snp: ID block of %d bytes, ID authentication page of %d: want %d and %d",
+			len(c.SNP.IDBlock), len(c.SNP.IDAuth), sev.IDBlockSize, sev.IDAuthSize)
 	}
 	for _, d := range c.Disks {
 		if len(d.Serial) > maxSerial {

@@ -20,6 +20,13 @@ const (
 // dump describes a stopped vCPU for a post-mortem: registers, the code at RIP
 // and the last exits.
 func (c *vcpu) dump() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "vCPU %d\n", c.ID)
+	if c.vm.launch != nil {
+		b.WriteString("  its registers and code are encrypted\n")
+		c.dumpTrail(&b)
+		return b.String()
+	}
 	r, err := c.Regs()
 	if err != nil {
 		return fmt.Sprintf("no registers: %v\n", err)
@@ -28,8 +35,6 @@ func (c *vcpu) dump() string {
 	if err != nil {
 		return fmt.Sprintf("no registers: %v\n", err)
 	}
-	var b strings.Builder
-	fmt.Fprintf(&b, "vCPU %d\n", c.ID)
 	fmt.Fprintf(&b, "  rip %016x  rsp %016x  rflags %08x\n", r.RIP, r.RSP, r.RFLAGS)
 	fmt.Fprintf(&b, "  rax %016x  rbx %016x  rcx %016x  rdx %016x\n", r.RAX, r.RBX, r.RCX, r.RDX)
 	fmt.Fprintf(&b, "  rsi %016x  rdi %016x  rbp %016x\n", r.RSI, r.RDI, r.RBP)

@@ -5,6 +5,7 @@ import (
 
 	"github.com/gvmm/gvmm/cet"
 	"github.com/gvmm/gvmm/devices"
+	"github.com/gvmm/gvmm/sev/driver"
 	"github.com/gvmm/gvmm/vmm/kvm"
 )
 
@@ -16,6 +17,12 @@ func (c *vcpu) handleArch(rec *exitRecord) *Outcome {
 		return nil
 	case kvm.ExitDebug: // single step
 		return nil
+	case kvm.ExitHypercall, kvm.ExitSNPReqCerts:
+		if c.vm.launch != nil {
+			return c.handleSNP(rec)
+		}
+		o := c.crash("a hypercall that gvmm has not asked KVM for")
+		return &o
 	case kvm.ExitShutdown:
 		o := c.crash("triple fault")
 		return &o
@@ -55,7 +62,7 @@ const subErrorEmulation = 1
 
 func (c *vcpu) internalError() *Outcome {
 	sub, data := c.InternalError()
-	if sub == subErrorEmulation {
+	if sub == subErrorEmulation && c.vm.launch == nil {
 		return c.completeInstruction()
 	}
 	o := c.crash(fmt.Sprintf("KVM internal error, sub-error %d, data %#x", sub, data))
@@ -67,5 +74,6 @@ type archVM struct {
 	pio    devices.Bus
 	serial *devices.Serial
 	pci    *devices.PCI
-	cet    cet.Features // what the guest can see of CET
+	cet    cet.Features   // what the guest can see of CET
+	launch *driver.Launch // of an SEV-SNP guest, whose state is encrypted; nil for others
 }

@@ -7,7 +7,7 @@ import (
 	"github.com/gvmm/gvmm/boot"
 	"github.com/gvmm/gvmm/cet"
 	"github.com/gvmm/gvmm/devices"
-
+	"github.com/gvmm/gvmm/sev"
 	"github.com/gvmm/gvmm/vmm/kvm"
 )
 
@@ -22,7 +22,12 @@ const (
 )
 
 // createVM creates the VM.
-func (m *VM) createVM(sys *kvm.System) (*kvm.VM, error) { return sys.CreateVM(0) }
+func (m *VM) createVM(sys *kvm.System) (*kvm.VM, error) {
+	if m.cfg.SNP != nil {
+		return m.createSNP(sys)
+	}
+	return sys.CreateVM(0)
+}
 
 // irqInput is what KVM calls an interrupt input.
 func irqInput(gsi uint32) uint32 { return gsi }
@@ -137,10 +142,12 @@ func (m *VM) prepareVCPUs(sys *kvm.System) error {
 	if missing.Any() {
 		return lackingCET(missing)
 	}
-	if m.cet = given; given.Any() && m.cfg.CETAudit == "" {
+	plain := m.launch == nil
+	if m.cet = given; given.Any() && m.cfg.CETAudit == "" && plain {
 		m.explain = m.explainCET
 	}
-	deadline := sys.Check(capTSCDeadline) != 0
+	deadline := sys.Check(capTSCDeadline) != 0 && plain
+	var leaves []kvm.CPUIDEntry // of vCPU 0
 	for id := range m.cfg.CPUs {
 		v, err := m.kvm.CreateVCPU(id)
 		if err != nil {
@@ -148,7 +155,15 @@ func (m *VM) prepareVCPUs(sys *kvm.System) error {
 		}
 		c := &vcpu{VCPU: v, vm: m}
 		m.cpus = append(m.cpus, c)
-		if err := v.SetCPUID(cet.Edit(cpuidFor(supported, id, m.cfg.CPUs, v.TSCKHz(), deadline), supported, given)); err != nil {
+		tsc := uint32(0) // no leaf 0x15: AMD's processors have none, and the secure one knows
+		if plain {
+			tsc = v.TSCKHz()
+		}
+		mine := cet.Edit(cpuidFor(supported, id, m.cfg.CPUs, tsc, deadline), supported, given)
+		if id == 0 {
+			leaves = mine
+		}
+		if err := v.SetCPUID(mine); err != nil {
 			return err
 		}
 		// The defaults of a real machine's firmware, which sets its own; a KVM
@@ -174,8 +189,11 @@ func (m *VM) prepareVCPUs(sys *kvm.System) error {
 			c.audit(a)
 		}
 	}
-	first := m.cpus[0].VCPU
-	if err := setX86State(first, m.plan.X86); err != nil || m.cfg.CETPreset == "" {
+	if !plain {
+		return m.finishLaunch(leaves)
+	}
+	first, regs := m.cpus[0].VCPU, sev.FromX86(m.plan.X86, 0)
+	if err := setRegisters(first, &regs); err != nil || m.cfg.CETPreset == "" {
 		return err
 	}
 	preset := &cet.State{Features: given, Enabled: true, SCET: m.plan.X86.SCET, SSP: m.plan.X86.SSP}
@@ -195,37 +213,29 @@ func setLVT(v *kvm.VCPU) error {
 	return v.SetLAPIC(l)
 }
 
-func setX86State(v *kvm.VCPU, x *boot.X86State) error {
-	s, err := v.Sregs()
+// setRegisters sets the general, segment and control registers.
+func setRegisters(v *kvm.VCPU, r *sev.Registers) error {
+	s, err := v.Sregs() // for the APIC's base
 	if err != nil {
 		return err
 	}
 	for _, seg := range []struct {
 		to   *kvm.Segment
-		from boot.X86Segment
-	}{{&s.CS, x.CS}, {&s.DS, x.DS}, {&s.ES, x.ES}, {&s.FS, x.FS}, {&s.GS, x.GS}, {&s.SS, x.SS}, {&s.TR, x.TR}} {
-		*seg.to = segment(seg.from)
-	}
-	s.GDT = kvm.Descriptor{Base: x.GDT.Base, Limit: x.GDT.Limit}
-	s.IDT = kvm.Descriptor{Base: x.IDT.Base, Limit: x.IDT.Limit}
-	s.CR0, s.CR3, s.CR4, s.EFER = x.CR0, x.CR3, x.CR4, x.EFER
-	return errors.Join(v.SetSregs(s), v.SetRegs(&kvm.Regs{
-		RAX: x.RAX, RBX: x.RBX, RCX: x.RCX, RDX: x.RDX, RSI: x.RSI, RDI: x.RDI, RSP: x.RSP, RBP: x.RBP,
-		RIP: x.RIP, RFLAGS: x.RFLAGS | rflagsFixed,
-	}))
-}
-
-const rflagsFixed = 2 // bit 1 always reads as one
-
-func segment(s boot.X86Segment) kvm.Segment {
-	bit := func(b bool) uint8 {
-		if b {
-			return 1
+		from sev.Segment
+	}{{&s.CS, r.CS}, {&s.DS, r.DS}, {&s.ES, r.ES}, {&s.FS, r.FS}, {&s.GS, r.GS}, {&s.SS, r.SS}, {&s.TR, r.TR}, {&s.LDT, r.LDTR}} {
+		a := seg.from.Attrib
+		bit := func(n int) uint8 { return uint8(a >> n & 1) }
+		*seg.to = kvm.Segment{
+			Base: seg.from.Base, Limit: seg.from.Limit, Selector: seg.from.Selector, Typ: uint8(a & 0xf), S: bit(4), DPL: uint8(a >> 5 & 3),
+			Present: bit(7), AVL: bit(8), L: bit(9), DB: bit(10), G: bit(11), Unusable: bit(7) ^ 1,
 		}
-		return 0
 	}
-	return kvm.Segment{
-		Base: s.Base, Limit: s.Limit, Selector: s.Selector, Typ: s.Type, Present: bit(s.Present), DPL: s.DPL,
-		DB: bit(s.DB), S: bit(s.S), L: bit(s.L), G: bit(s.G), AVL: bit(s.AVL), Unusable: bit(!s.Present),
-	}
+	s.GDT = kvm.Descriptor{Base: r.GDTR.Base, Limit: uint16(r.GDTR.Limit)}
+	s.IDT = kvm.Descriptor{Base: r.IDTR.Base, Limit: uint16(r.IDTR.Limit)}
+	s.CR0, s.CR2, s.CR3, s.CR4, s.EFER = r.CR0, r.CR2, r.CR3, r.CR4, r.EFER
+	return errors.Join(v.SetSregs(s), v.SetRegs(&kvm.Regs{
+		RAX: r.RAX, RBX: r.RBX, RCX: r.RCX, RDX: r.RDX, RSI: r.RSI, RDI: r.RDI, RSP: r.RSP, RBP: r.RBP,
+		R8: r.R8, R9: r.R9, R10: r.R10, R11: r.R11, R12: r.R12, R13: r.R13, R14: r.R14, R15: r.R15,
+		RIP: r.RIP, RFLAGS: r.RFLAGS,
+	}))
 }

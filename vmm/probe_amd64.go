@@ -9,18 +9,10 @@ import (
 	"github.com/gvmm/gvmm/vmm/kvm"
 )
 
-const vmTypeSNP = 4 // KVM_X86_SNP_VM
-
 // probeArch says what only x86 hosts have.
 func probeArch(sys *kvm.System, _ *kvm.VM) []Finding {
 	found := []Finding{probeHardware()}
-	types := sys.Check(kvm.CapVMTypes)
-	snp := Finding{Name: "sev-snp", OK: types&(1<<vmTypeSNP) != 0, Detail: "KVM can create SEV-SNP machines"}
-	if !snp.OK {
-		snp.Detail = fmt.Sprintf("KVM offers the machine types %#x, without SEV-SNP (type %d)", types, vmTypeSNP)
-		snp.Remedy = "an EPYC processor (Milan or later) with SNP enabled in its firmware, Linux 6.11 or later, kvm_amd.sev_snp=1"
-	}
-	found = append(found, snp)
+	found = append(found, probeSNP(sys, thisHost())...)
 	found = append(found, probeCET(sys)...)
 	return found
 }

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 
 	"github.com/gvmm/gvmm/devices"
+	"github.com/gvmm/gvmm/sev/driver"
 	"github.com/gvmm/gvmm/vmm/kvm"
 )
 
@@ -131,6 +132,7 @@ const (
 	eventShutdown = 1
 	eventReset    = 2
 	eventCrash    = 3
+	eventSEVTerm  = 6
 )
 
 func (c *vcpu) systemEvent() *Outcome {
@@ -143,6 +145,9 @@ func (c *vcpu) systemEvent() *Outcome {
 		return &o
 	case eventCrash:
 		o := c.crash("guest reported a crash")
+		return &o
+	case eventSEVTerm:
+		o := c.crash("SEV-SNP guest asked for its own end: " + driver.TerminationReason(data))
 		return &o
 	default:
 		o := c.crash(fmt.Sprintf("KVM system event %d, data %#x", kind, data))

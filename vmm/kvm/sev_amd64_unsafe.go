@@ -26,8 +26,6 @@ const (
 
 	ExitHypercall   = 3
 	ExitSNPReqCerts = 43
-
-	EventSEVTerm = 6 // KVM_SYSTEM_EVENT_SEV_TERM; its data is the GHCB MSR
 )
 
 // Commands of KVM_MEMORY_ENCRYPT_OP (enum sev_cmd_id).

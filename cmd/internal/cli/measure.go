@@ -85,7 +85,6 @@ func (f *snpFlags) register(fs *pflag.FlagSet) (finish func([]string, int) error
 		})
 	}
 	finish = machineFlags(fs, &f.cfg)
-	snpFlag(fs, &f.cfg)
 	for _, both := range [...]string{"cpus", "initrd", "append", "firmware"} {
 		f.group[both] = ""
 	}

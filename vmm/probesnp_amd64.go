@@ -1,0 +1,156 @@
+package vmm
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gvmm/gvmm/cet"
+	"github.com/gvmm/gvmm/vmm/kvm"
+)
+
+// snpHost is where the reasons are looked up why KVM launches no SNP guests.
+type snpHost struct {
+	cet.Host
+	log func() ([]byte, error) // of the kernel
+}
+
+func thisHost() snpHost { return snpHost{cet.ThisHost(), kernelLog} }
+
+func kernelLog() ([]byte, error) {
+	const readAll = 3 // SYSLOG_ACTION_READ_ALL
+	b := make([]byte, 1<<20)
+	n, err := unix.Klogctl(readAll, b)
+	return b[:max(0, n)], err
+}
+
+// The oldest Linux and the oldest firmware with which KVM launches SNP guests.
+const (
+	snpMajor, snpMinor           = 6, 11
+	firmwareMajor, firmwareMinor = 1, 51
+)
+
+// probeSNP says of each link between a guest and SEV-SNP whether it is there:
+// processor, kernel, module option, BIOS, device, firmware, KVM.
+func probeSNP(sys *kvm.System, h snpHost) []Finding {
+	var found []Finding
+	add := func(name, remedy, format string, args ...any) {
+		found = append(found, Finding{Name: name, OK: remedy == "", Detail: fmt.Sprintf(format, args...), Remedy: remedy})
+	}
+	types := sys.Check(kvm.CapVMTypes)
+	if types>>kvm.VMTypeSNP&1 != 0 {
+		add("sev-snp", "", "KVM can create SEV-SNP machines")
+	} else {
+		add("sev-snp", "the links that follow; see docs/sev-snp.md", "KVM offers the machine types %#x, without SEV-SNP (type %d)", types, kvm.VMTypeSNP)
+		h.missing(add)
+	}
+	status, err := sys.PlatformStatus()
+	e := (*kvm.SEVError)(nil)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		add("snp-device", "a kernel with CONFIG_CRYPTO_DEV_SP_PSP and its ccp module; enable the secure processor in the BIOS", "%v: the secure processor has no driver", err)
+	case errors.Is(err, fs.ErrPermission) && !errors.As(err, &e):
+		add("snp-device", "give this user read and write access to "+kvm.SEVPath+" (a udev rule, or run as root)", "%v", err)
+	case err != nil:
+		add("snp-firmware", "see the kernel log for ccp; update the BIOS", "%v", err)
+	default:
+		add("snp-device", "", "%s works", kvm.SEVPath)
+		remedy, state := "", "initialized"
+		if status.Major < firmwareMajor || status.Major == firmwareMajor && status.Minor < firmwareMinor {
+			remedy = fmt.Sprintf("update the BIOS, or put AMD's SEV firmware into /lib/firmware/amd: %d.%d or later", firmwareMajor, firmwareMinor)
+		}
+		if status.State == 0 {
+			state = "not initialized (KVM does that for the first guest)"
+		}
+		add("snp-firmware", remedy, "version %d.%d build %d, %s, RMP %v, %d guests, TCB %016x",
+			status.Major, status.Minor, status.Build, state, map[bool]string{true: "initialized", false: "not initialized"}[status.RMPInit&1 != 0], status.Guests, status.TCB)
+	}
+	for _, c := range []struct {
+		name, what string
+		number     int
+	}{{"snp-guest-memfd", "guest_memfd", kvm.CapGuestMemFD}, {"snp-attributes", "memory attributes", kvm.CapMemoryAttributes}, {"snp-hypercalls", "exits for page state changes", kvm.CapExitHypercall}} {
+		if remedy := "a kernel with CONFIG_KVM_AMD_SEV, 6.11 or later"; sys.Check(c.number) == 0 {
+			add(c.name, remedy, "KVM has no %s", c.what)
+		} else {
+			add(c.name, "", "KVM has %s", c.what)
+		}
+	}
+	return found
+}
+
+// missing names the links below KVM that are not there.
+func (h snpHost) missing(add func(name, remedy, format string, args ...any)) {
+	_, b, c, d := h.CPUID(0, 0)
+	vendor := string([]byte{byte(b), byte(b >> 8), byte(b >> 16), byte(b >> 24), byte(d), byte(d >> 8), byte(d >> 16), byte(d >> 24), byte(c), byte(c >> 8), byte(c >> 16), byte(c >> 24)})
+	const processor = "an AMD EPYC of the third generation (Milan) or later"
+	top, _, _, _ := h.CPUID(0x80000000, 0)
+	var bits uint32
+	if top >= leafEncryption {
+		bits, _, _, _ = h.CPUID(leafEncryption, 0)
+	}
+	_, _, ecx, _ := h.CPUID(1, 0)
+	capable := false
+	switch {
+	case vendor != "AuthenticAMD":
+		add("snp-processor", processor, "the processor is %q, not AMD's", vendor)
+	case bits>>4&1 == 0 && ecx>>31 != 0:
+		add("snp-processor", "the host itself: no hypervisor passes SNP on to its guests", "this is a virtual machine, and its processor has no SEV-SNP (CPUID 0x8000001f EAX %#x, want bits 1, 3 and 4)", bits)
+	case bits>>1&1 == 0 || bits>>3&1 == 0 || bits>>4&1 == 0:
+		add("snp-processor", processor+"; or enable SEV-SNP in the BIOS", "the processor has no SEV-SNP (CPUID 0x8000001f EAX %#x, want bits 1, 3 and 4)", bits)
+	default:
+		capable = true
+		add("snp-processor", "", "%s with SEV-SNP", vendor)
+	}
+	if !cet.AtLeast(h.Release, snpMajor, snpMinor) {
+		add("snp-kernel", "Linux 6.11 or later", "kernel %s: KVM launches SNP guests since %d.%d", h.Release, snpMajor, snpMinor)
+	}
+	if config, err := fs.ReadFile(h.FS, "boot/config-"+h.Release); err == nil && !bytes.Contains(config, []byte("\nCONFIG_KVM_AMD_SEV=y")) {
+		add("snp-kernel", "a kernel with CONFIG_KVM_AMD_SEV (Debian's for clouds is built without)", "kernel %s is built without CONFIG_KVM_AMD_SEV", h.Release)
+	}
+	if _, err := fs.Stat(h.FS, "sys/module/kvm_amd"); err != nil {
+		add("snp-module", "modprobe kvm_amd sev_snp=1", "the module kvm_amd is not loaded")
+		return
+	}
+	off := ""
+	for _, p := range []string{"sev", "sev_es", "sev_snp"} {
+		v, err := fs.ReadFile(h.FS, "sys/module/kvm_amd/parameters/"+p)
+		switch s := strings.TrimSpace(string(v)); {
+		case err != nil:
+			add("snp-module", "a kernel with CONFIG_KVM_AMD_SEV, 6.11 or later", "kvm_amd has no parameter %s", p)
+		case s == "N" || s == "0":
+			off = p
+			add("snp-module", fmt.Sprintf("load kvm_amd with %s=1; if it stays off, the BIOS is the missing link", p), "kvm_amd.%s=%s", p, s)
+		}
+	}
+	if !capable || off == "" {
+		return
+	}
+	hint, err := h.hint()
+	switch {
+	case err != nil:
+		hint = fmt.Sprintf("the kernel log would say why and cannot be read: %v", err)
+	case hint == "":
+		hint = "the kernel log says nothing of it"
+	default:
+		hint = "the kernel log says: " + hint
+	}
+	add("snp-bios", "in the BIOS: SMEE, SEV-ES ASID space limit above 1, SNP Memory (RMP Table) Coverage, SEV-SNP Support; on the kernel's command line no iommu=pt or iommu=off",
+		"the processor has SNP and the kernel does not use it: %s", hint)
+}
+
+// hint is what the kernel's log has said last of SNP.
+func (h snpHost) hint() (last string, err error) {
+	log, err := h.log()
+	s := bufio.NewScanner(bytes.NewReader(log))
+	for s.Scan() {
+		if t := s.Text(); strings.Contains(t, "SNP") || strings.Contains(t, "RMP") || strings.Contains(t, "SEV: failed") {
+			last = strings.TrimSpace(t)
+		}
+	}
+	return last, err
+}
