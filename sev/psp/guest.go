@@ -305,9 +305,18 @@ func (g *Guest) Certificates(gpa, pages uint64) (answer, wanted uint64) {
 	return answer, wanted
 }
 
-// Report asks the firmware for an attestation report over data.
-func (g *Guest) Report(data [64]byte) ([]byte, error) {
-	return g.c.m.Report(ReportRequest{Data: data})
+// Report asks the firmware for an attestation report.
+func (g *Guest) Report(q ReportRequest) ([]byte, error) { return g.c.m.Report(q) }
+
+// RAM returns the end of the memory that begins at address 0.
+func (g *Guest) RAM() uint64 {
+	g.c.m.k.mu.Lock()
+	defer g.c.m.k.mu.Unlock()
+	page := uint64(0)
+	for s := g.c.m.find(page); s != nil; s = g.c.m.find(page) {
+		page = s.first + s.pages
+	}
+	return page * pageSize
 }
 
 // Terminate ends the guest by a termination request with a reason of the GHCB

@@ -41,7 +41,7 @@ func TestScript(t *testing.T) {
 		say("memory %v", g.Memory(1<<40, b, true, false))
 		errno, pages := g.Certificates(shared, 1)
 		say("certificates %d %d", errno, pages)
-		report, err := g.Report([64]byte{5})
+		report, err := g.Report(ReportRequest{Data: [64]byte{5}})
 		say("report %d %v", len(report), err)
 		g.Terminate(1, 2)
 		g.Shutdown()
