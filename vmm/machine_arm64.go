@@ -9,11 +9,13 @@ import (
 	"io"
 	"math/bits"
 	"slices"
+	"time"
 
 	"github.com/gvmm/gvmm/boot"
 	"github.com/gvmm/gvmm/cet"
 	"github.com/gvmm/gvmm/devices"
 	"github.com/gvmm/gvmm/vmm/kvm"
+	"github.com/gvmm/gvmm/vmm/memory"
 )
 
 // archVM is what only the arm64 machine has.
@@ -126,7 +128,17 @@ func (m *VM) createPlatform() error {
 			return err
 		}
 	}
-	return nil
+	var clock devices.Handler = devices.NewPL031(time.Now)
+	if p.RTCKind == boot.MC146818 {
+		clock = devices.NewCMOS(time.Now, 0)
+	}
+	if err := m.mmio.Add("clock", uint64(p.RTC.Base), p.RTC.Size, clock); err != nil || p.PCI == nil {
+		return err
+	}
+	window := func(r memory.Range) devices.PCIWindow { return devices.PCIWindow{Base: uint64(r.Base), Size: r.Size} }
+	var err error
+	m.pci, err = devices.NewPCIMapped(&m.mmio, window(p.PCI.ECAM), window(p.PCI.Ports), window(p.PCI.Memory), p.PCI.Bridge)
+	return err
 }
 
 // pvTimeSize is what a vCPU's stolen time structure takes (Arm DEN0057A).
@@ -225,6 +237,9 @@ func (m *VM) createUART(p *boot.Platform, i int) error {
 		out = m.watch
 	}
 	var port uart = devices.NewSerial(out, line)
+	if p.UART == boot.PL011 {
+		port = devices.NewPL011(out, line)
+	}
 	if i == 0 {
 		m.input = port.Input
 	}

@@ -38,8 +38,9 @@ const (
 	mmioConfig          = 0x100
 )
 
-// MMIOSize is the number of bytes of address space an [MMIO] device takes.
-const MMIOSize = 0x1000
+// MMIOSize is the number of bytes of address space an [MMIO] device takes: as
+// far apart as QEMU and kvmtool have them on arm64.
+const MMIOSize = 0x200
 
 // mmioCommon is what registers have the place of another in [transport.setRegister].
 var mmioCommon = [mmioConfig / 4]uint8{
