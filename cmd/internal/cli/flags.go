@@ -56,7 +56,7 @@ func machineFlags(fs *pflag.FlagSet, cfg *vmm.Config) (finish func(args []string
 	fs.BoolVar(&rng, "rng", false, "give the guest a virtio-rng device (default: all but Unikraft, which mostly has no driver for it)")
 	fs.BoolVar(&noRNG, "no-rng", false, "give it none")
 	fs.StringVar(&console, "console", string(vmm.SerialConsole), "the guest's console: `serial|virtio`")
-	fs.StringVar(&machine, "machine", string(boot.MachineAuto), "platform layout: `auto|pc|microvm`")
+	fs.StringVar(&machine, "machine", string(boot.MachineAuto), "platform layout: `auto|pc|microvm|virt|lkvm` (arm64 has the last three)")
 	fs.StringVar(&cfg.Firmware, "firmware", "", "boot firmware `FILE` (OVMF.fd) and hand it the kernel, initrd and parameters by fw_cfg; without a kernel it boots a disk")
 	fs.StringVar(&policy, "cet", string(cet.Auto), "shadow stacks and IBT (Intel CET): `off|auto|require`; auto gives the guest what the host has")
 	fs.StringVar((*string)(&cfg.CETPreset), "cet-preset", "", "start the guest with supervisor `ibt|shstk` on, for images that do not do it themselves (64-bit entry)")
