@@ -92,12 +92,17 @@ type Plan struct {
 	Firmware *Firmware // nil: the guest starts without
 }
 
-// Memory returns all memory of the guest: RAM, and where its firmware lies.
+// Memory returns all memory of the guest: RAM, where its firmware lies, and what
+// the host tells it about stolen time.
 func (p *Plan) Memory() []memory.Range {
-	if p.Firmware == nil {
-		return p.RAM
+	all := slices.Clone(p.RAM)
+	if p.Firmware != nil {
+		all = append(all, p.Firmware.ROM)
 	}
-	return append(slices.Clone(p.RAM), p.Firmware.ROM)
+	if p.Platform != nil && p.Platform.PVTime.Size > 0 {
+		all = append(all, p.Platform.PVTime)
+	}
+	return all
 }
 
 // X86State is the state that a boot protocol sets on a vCPU. What it does not
