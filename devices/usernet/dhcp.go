@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"net/netip"
 
-	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
@@ -109,22 +108,5 @@ func (n *Network) dhcp(req []byte) {
 	} else if answer == dhcpNak || req[10]&0x80 != 0 || yours.IsUnspecified() {
 		to = broadcastAddr()
 	}
-	n.queueFrame(typeIPv4, udpPacket(netip.AddrPortFrom(n.host, dhcpServerPort), netip.AddrPortFrom(to, dhcpClientPort), m))
-}
-
-// udpPacket returns an IPv4 packet with one UDP datagram.
-func udpPacket(src, dst netip.AddrPort, payload []byte) []byte {
-	b := make([]byte, header.IPv4MinimumSize+header.UDPMinimumSize+len(payload))
-	ip := header.IPv4(b)
-	ip.Encode(&header.IPv4Fields{
-		TotalLength: uint16(len(b)), TTL: 64, Protocol: uint8(header.UDPProtocolNumber),
-		SrcAddr: address(src.Addr()), DstAddr: address(dst.Addr()),
-	})
-	ip.SetChecksum(^ip.CalculateChecksum())
-	u := header.UDP(b[header.IPv4MinimumSize:])
-	u.Encode(&header.UDPFields{SrcPort: src.Port(), DstPort: dst.Port(), Length: uint16(len(u))})
-	copy(u.Payload(), payload)
-	sum := header.PseudoHeaderChecksum(header.UDPProtocolNumber, address(src.Addr()), address(dst.Addr()), uint16(len(u)))
-	u.SetChecksum(^u.CalculateChecksum(checksum.Checksum(payload, sum)))
-	return b
+	n.datagram(flowKey{header.UDPProtocolNumber, netip.AddrPortFrom(to, dhcpClientPort), netip.AddrPortFrom(n.host, dhcpServerPort)}, m)
 }

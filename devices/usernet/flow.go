@@ -71,11 +71,9 @@ func (t *flowTable) get(k flowKey) *flow {
 }
 
 // add enters f, in the place of the flow that was idle longest when there are
-// too many. It reports false when the table is closed.
+// too many; t.mu is held. It reports false when the table is closed.
 func (t *flowTable) add(f *flow) bool {
 	f.touch()
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	if t.closed {
 		return false
 	}
@@ -191,20 +189,16 @@ func (n *Network) answerServfail(key flowKey, query []byte) {
 func (n *Network) startFlow(key flowKey, sock *net.UDPConn) *flow {
 	f := &flow{key: key, sock: sock}
 	rc, err := sock.SyscallConn()
-	if err != nil || !n.begin() {
+	n.flows.mu.Lock()
+	defer n.flows.mu.Unlock()
+	if err != nil || !n.flows.add(f) { // Close waits for what was added
 		_ = sock.Close()
 		return nil
 	}
-	if !n.flows.add(f) {
-		_ = sock.Close()
-		n.wg.Done()
-		return nil
-	}
-	go func() {
-		defer n.wg.Done()
+	n.wg.Go(func() {
 		defer n.flows.drop(f)
 		n.answers(f, rc)
-	}()
+	})
 	return f
 }
 
@@ -322,7 +316,6 @@ func pingSocket(dst netip.Addr) (*net.UDPConn, error) {
 // udpIn leads datagrams from a forward's socket to the guest. Each client of
 // the host has a port of the gateway's.
 func (n *Network) udpIn(sock *net.UDPConn, to netip.AddrPort) {
-	defer n.wg.Done()
 	buf := make([]byte, 65536)
 	for {
 		k, client, err := sock.ReadFromUDPAddrPort(buf)
@@ -345,22 +338,20 @@ func (n *Network) udpIn(sock *net.UDPConn, to netip.AddrPort) {
 func (n *Network) clientFlow(sock *net.UDPConn, client, to netip.AddrPort) *flow {
 	t := &n.flows
 	t.mu.Lock()
-	f := t.byClient[clientKey{sock, client}]
-	if f == nil {
-		f = &flow{key: flowKey{proto: header.UDPProtocolNumber, guest: to}, sock: sock, client: client}
-		for range 2 * maxFlows { // more than can be taken
-			t.nextPort++
-			f.key.remote = netip.AddrPortFrom(n.host, 49152+t.nextPort&0x3fff)
-			if t.byKey[f.key] == nil {
-				break
-			}
-		}
-		t.mu.Unlock()
-		if !t.add(f) {
-			return nil
-		}
+	defer t.mu.Unlock()
+	if f := t.byClient[clientKey{sock, client}]; f != nil {
 		return f
 	}
-	t.mu.Unlock()
+	f := &flow{key: flowKey{proto: header.UDPProtocolNumber, guest: to}, sock: sock, client: client}
+	for range 2 * maxFlows { // more than can be taken
+		t.nextPort++
+		f.key.remote = netip.AddrPortFrom(n.host, 49152+t.nextPort&0x3fff)
+		if t.byKey[f.key] == nil {
+			break
+		}
+	}
+	if !t.add(f) {
+		return nil
+	}
 	return f
 }

@@ -256,10 +256,9 @@ func (n *Network) setGuestMAC(mac [6]byte) {
 
 // Send implements netdev.Backend: a frame from the guest.
 func (n *Network) Send(pkt []byte) error {
-	if len(pkt) < netdev.HeaderSize+etherHeader {
+	if n.present(); len(pkt) < netdev.HeaderSize+etherHeader || !n.isUp() {
 		return nil
 	}
-	n.present()
 	frame := pkt[netdev.HeaderSize:]
 	if src := [6]byte(frame[6:12]); src[0]&1 == 0 {
 		n.setGuestMAC(src)

@@ -77,16 +77,13 @@ func (n *Network) tcpOut(r *tcp.ForwarderRequest) {
 // splice copies both ways until both sides have ended. The end of one direction
 // is passed on as such; a failure resets both. in is what is read from host.
 func (n *Network) splice(guest guestConn, host *net.TCPConn, in io.Reader) {
-	stop := context.AfterFunc(n.ctx, func() {
-		guest.ep.Abort()
-		resetHost(host)
-	})
 	var failed atomic.Bool
 	abort := func() {
 		failed.Store(true)
 		guest.ep.Abort()
 		resetHost(host)
 	}
+	stop := context.AfterFunc(n.ctx, abort)
 	done := make(chan struct{})
 	go func() { // Close waits for the caller, and the caller for this
 		defer close(done)
@@ -114,20 +111,9 @@ func (n *Network) splice(guest guestConn, host *net.TCPConn, in io.Reader) {
 func (n *Network) copy(dst io.Writer, src io.Reader) error {
 	b := n.buffers.Get().(*[copyBuffer]byte)
 	defer n.buffers.Put(b)
-	for {
-		got, err := src.Read(b[:])
-		if got > 0 {
-			if _, werr := dst.Write(b[:got]); werr != nil {
-				return werr
-			}
-		}
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
+	// Not by ReadFrom and WriteTo, which have buffers of their own.
+	_, err := io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, b[:])
+	return err
 }
 
 // listen starts a forward.
@@ -143,33 +129,32 @@ func (n *Network) listen(f Forward) error {
 	}
 	at := netip.AddrPortFrom(f.HostAddr, f.HostPort)
 	to := netip.AddrPortFrom(f.GuestAddr, f.GuestPort)
+	var err error
 	switch f.Proto {
 	case "tcp":
 		var lc net.ListenConfig
 		lc.SetMultipathTCP(false) // costs start-up time
-		l, err := lc.Listen(n.ctx, "tcp", at.String())
-		if err != nil {
-			return fmt.Errorf("forward %v: %w; choose another host port or end the program that has it", f, err)
+		var l net.Listener
+		if l, err = lc.Listen(n.ctx, "tcp", at.String()); err == nil {
+			n.forwards, n.addrs = append(n.forwards, l), append(n.addrs, l.Addr())
+			n.wg.Go(func() { n.accept(l.(*net.TCPListener), to) })
 		}
-		n.forwards, n.addrs = append(n.forwards, l), append(n.addrs, l.Addr())
-		n.wg.Add(1)
-		go n.accept(l.(*net.TCPListener), to)
 	case "udp":
-		c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
-		if err != nil {
-			return fmt.Errorf("forward %v: %w; choose another host port or end the program that has it", f, err)
+		var c *net.UDPConn
+		if c, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(at)); err == nil {
+			n.forwards, n.addrs = append(n.forwards, c), append(n.addrs, c.LocalAddr())
+			n.wg.Go(func() { n.udpIn(c, to) })
 		}
-		n.forwards, n.addrs = append(n.forwards, c), append(n.addrs, c.LocalAddr())
-		n.wg.Add(1)
-		go n.udpIn(c, to)
 	default:
 		return fmt.Errorf("forward %v: protocol %q: want tcp or udp", f, f.Proto)
+	}
+	if err != nil {
+		return fmt.Errorf("forward %v: %w; choose another host port or end the program that has it", f, err)
 	}
 	return nil
 }
 
 func (n *Network) accept(l *net.TCPListener, to netip.AddrPort) {
-	defer n.wg.Done()
 	var served atomic.Bool // the guest has accepted one
 	for {
 		c, err := l.AcceptTCP()

@@ -243,19 +243,8 @@ func (n *Network) Close() error {
 	return errors.Join(errs...)
 }
 
-// begin counts a goroutine that Close waits for; it reports false when the
-// network is closed.
-func (n *Network) begin() bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.closed {
-		return false
-	}
-	n.wg.Add(1)
-	return true
-}
-
-// beginConn is begin for a TCP connection, within the limit; endConn follows.
+// beginConn counts a TCP connection that Close waits for, within the limit; it
+// reports false when there is no room or the network is closed. endConn follows.
 func (n *Network) beginConn() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
