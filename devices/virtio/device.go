@@ -13,6 +13,10 @@ const (
 	FeatureIndirectDesc = 1 << 28
 	FeatureEventIdx     = 1 << 29
 	FeatureVersion1     = 1 << 32
+
+	// FeatureAccessPlatform is VIRTIO_F_ACCESS_PLATFORM: the driver lets the device at no memory
+	// but what the platform gives it. Devices of confidential guests need it.
+	FeatureAccessPlatform = 1 << 33
 )
 
 // Device is one virtio device: its features, its configuration space and what

@@ -16,6 +16,7 @@ import (
 // Device status bits (virtio 1.3 2.1).
 const (
 	statusDriverOK   = 4
+	statusFeaturesOK = 8
 	statusNeedsReset = 64
 )
 
@@ -67,6 +68,9 @@ func interruptBit(source int) uint8 {
 func (t *transport) open(m devices.Machine, dev Device, irq interrupter, report func(error)) error {
 	t.dev, t.mem, t.irq, t.report = dev, m.Memory(), irq, report
 	t.offered = dev.Features() | FeatureIndirectDesc | FeatureEventIdx | FeatureVersion1
+	if t.mem.Confidential() {
+		t.offered |= FeatureAccessPlatform
+	}
 	for range dev.QueueSizes() {
 		w, err := newWorker()
 		if err != nil {
@@ -154,11 +158,15 @@ func (t *transport) acceptWord(v uint32) {
 
 // setStatus serves a write of the device status (virtio 1.3 2.1, 3.1.1). The
 // driver sets bits one after the other and clears them all with 0. Whether it
-// set FEATURES_OK does not matter: legacy drivers know no such bit.
+// set FEATURES_OK does not matter: legacy drivers know no such bit. A driver that
+// asks sees it refused where devices cannot do without a feature.
 func (t *transport) setStatus(v uint8) {
 	if v == 0 {
 		t.reset()
 		return
+	}
+	if t.mem.Confidential() && t.accepted&FeatureAccessPlatform == 0 {
+		v &^= statusFeaturesOK
 	}
 	old := t.status.Or(uint32(v))
 	if v&statusDriverOK != 0 && old&statusDriverOK == 0 && !t.closed {
@@ -170,6 +178,9 @@ func (t *transport) setStatus(v uint8) {
 
 func (t *transport) activate() error {
 	s := &Session{Features: t.accepted, Memory: t.mem, t: t}
+	if t.mem.Confidential() && !s.Has(FeatureAccessPlatform) {
+		return errors.New("a confidential guest's driver must accept VIRTIO_F_ACCESS_PLATFORM: it would give private memory to the device")
+	}
 	sizes := t.dev.QueueSizes()
 	for i, r := range t.rings {
 		q := &Queue{halt: &t.halt}

@@ -154,7 +154,7 @@ func (l *Launch) Finish(ranges []sev.Range, cpuid []byte) error {
 	}
 	err = l.SEV.Finish(&l.cfg.End)
 	e := (*kvm.SEVError)(nil)
-	if !errors.As(err, &e) || e.Firmware != badMeasurement {
+	if !errors.As(err, &e) || e.Firmware != badMeasurement || len(l.cfg.End.IDBlock) < len(sev.Digest{}) {
 		return explain(err)
 	}
 	var c sev.Chain
