@@ -129,7 +129,7 @@ func TestPlatformIsWhole(t *testing.T) {
 						t.Errorf("%s: no %s in the device tree", name, want)
 					}
 				}
-				if transport == TransportPCI {
+				if d.PCI != nil {
 					ranges = append(ranges, d.PCI.ECAM, d.PCI.Ports, d.PCI.Memory)
 					slots := map[int]bool{}
 					for _, v := range d.PCI.Devices {

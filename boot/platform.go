@@ -238,7 +238,7 @@ func (l *arm64Machine) platform(o *Options) (*Platform, error) {
 // place gives the virtio devices their places.
 func (l *arm64Machine) place(p *Platform, m Machine, devices int) error {
 	room := l.maxMMIO
-	if l.pci != nil && (p.Transport == TransportPCI || m == MachineLKVM) {
+	if l.pci != nil { // empty or not: Unikraft for QEMU crashes without
 		host := *l.pci
 		p.PCI = &host
 	}
