@@ -109,6 +109,8 @@ type Realm struct {
 	cfg Config
 	abi *abi
 	rec int // index into abi.recs
+
+	launched bool
 }
 
 // NewRealm creates a realm's machine with RAM up to last and finds out which
@@ -166,9 +168,9 @@ func (r *Realm) ABI() string { return r.abi.name }
 func (r *Realm) Shared() memory.GPA { return 1 << (r.cfg.IPABits - 1) }
 
 // SetMemoryAttributes is [kvm.VM.SetMemoryAttributes] where the kernel's
-// interface wants to be told, and nothing elsewhere.
+// interface wants to be told, and does nothing elsewhere, nor before the launch.
 func (r *Realm) SetMemoryAttributes(gpa, size, attributes uint64) error {
-	if !r.abi.attributes {
+	if !r.abi.attributes || !r.launched {
 		return nil
 	}
 	return r.VM.SetMemoryAttributes(gpa, size, attributes)
@@ -232,7 +234,7 @@ func (r *Realm) Init(c VCPU, target, features uint32) error {
 }
 
 // Launch does what [Launch.Measure] predicts, with what lies in mem, the host's
-// side of the realm's RAM, which is then all private and given back. The vCPUs
+// side of the realm's RAM. All of it is private then, and given back. The vCPUs
 // are in the order of their ids.
 func (r *Realm) Launch(l *Launch, mem *memory.Guest, cpus []VCPU) error {
 	a := r.abi
@@ -265,7 +267,6 @@ func (r *Realm) Launch(l *Launch, mem *memory.Guest, cpus []VCPU) error {
 			return err
 		}
 	}
-	mem.MakeConfidential()
 	for i := range mem.Regions() { // the realm has its own copy of it
 		if err := mem.Convert(mem.Regions()[i].Range, true); err != nil {
 			return err
@@ -276,6 +277,7 @@ func (r *Realm) Launch(l *Launch, mem *memory.Guest, cpus []VCPU) error {
 
 // makePrivate tells the kernel that all RAM is private.
 func (r *Realm) makePrivate(mem *memory.Guest) error {
+	r.launched = true
 	for i := range mem.Regions() {
 		g := &mem.Regions()[i]
 		if err := r.SetMemoryAttributes(uint64(g.Base), g.Size, kvm.MemoryPrivate); err != nil {

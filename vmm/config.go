@@ -7,6 +7,7 @@ import (
 	"log/slog"
 
 	"github.com/gvmm/gvmm/boot"
+	"github.com/gvmm/gvmm/cca"
 	"github.com/gvmm/gvmm/cet"
 	"github.com/gvmm/gvmm/devices/usernet"
 	"github.com/gvmm/gvmm/sev"
@@ -40,6 +41,8 @@ type Config struct {
 	ARM64 boot.ARM64Options // arm64 guests: what the user chose; zero leaves it to image and host
 
 	SNP *SNP // launch it as an AMD SEV-SNP guest; nil: as an ordinary one
+
+	Realm *cca.Config // launch it as an Arm CCA realm; nil: as an ordinary guest
 
 	Stdin  io.Reader // console input; nil: none
 	Stdout io.Writer // console output, byte for byte; nil: discarded
@@ -122,6 +125,12 @@ func (c *Config) check() error {
 	}
 	if err := cet.Check(c.CET, c.CETPreset, c.CETAudit); err != nil {
 		return err
+	}
+	if c.Realm != nil {
+		if err := c.Realm.Check(); err != nil {
+			return fmt.Errorf("--realm: %w", err)
+		}
+		c.ARM64.Realm, c.ARM64.PMU = true, c.Realm.PMU
 	}
 	if c.SNP != nil && (c.CETAudit != "" || c.CETPreset != "") {
 		return errors.New("--sev-snp: the guest's registers are its own: it goes with neither --cet-audit nor --cet-preset")

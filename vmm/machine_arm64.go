@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/gvmm/gvmm/boot"
+	"github.com/gvmm/gvmm/cca"
 	"github.com/gvmm/gvmm/cet"
 	"github.com/gvmm/gvmm/devices"
 	"github.com/gvmm/gvmm/vmm/kvm"
@@ -20,7 +21,8 @@ import (
 
 // archVM is what only the arm64 machine has.
 type archVM struct {
-	pci *devices.PCI
+	pci   *devices.PCI
+	realm *cca.Realm // nil for a plain guest
 }
 
 // archVCPU is what only an arm64 vCPU has: nothing.
@@ -44,7 +46,11 @@ func (m *VM) createVM(sys *kvm.System) (*kvm.VM, error) {
 	case kind > limit:
 		return nil, fmt.Errorf("--memory: guest addresses of %d bits are needed, the host has %d", kind, limit)
 	}
-	v, err := sys.CreateVM(kind)
+	create := func() (*kvm.VM, error) { return sys.CreateVM(kind) }
+	if c.Realm != nil {
+		create = func() (*kvm.VM, error) { return m.createRealm(sys) }
+	}
+	v, err := create()
 	if err != nil {
 		return nil, err
 	}
@@ -158,7 +164,7 @@ func (m *VM) createVCPUs(p *boot.Platform) error {
 	if m.kvm.Check(kvm.CapARMPtrAuthAddr) != 0 && m.kvm.Check(kvm.CapARMPtrAuthGen) != 0 {
 		features |= kvm.VCPUPtrAuthAddr | kvm.VCPUPtrAuthGen
 	}
-	if m.kvm.Check(kvm.CapARMSVE) != 0 {
+	if m.kvm.Check(kvm.CapARMSVE) != 0 && m.realm == nil {
 		features |= kvm.VCPUSVE
 	}
 	for id := range m.cfg.CPUs {
@@ -167,7 +173,12 @@ func (m *VM) createVCPUs(p *boot.Platform) error {
 			return err
 		}
 		m.cpus = append(m.cpus, &vcpu{VCPU: v, vm: m})
-		if err := v.Init(target, features); err != nil {
+		if m.realm != nil {
+			err = m.realm.Init(v, target, features)
+		} else {
+			err = v.Init(target, features)
+		}
+		if err != nil {
 			return err
 		}
 		features |= kvm.VCPUPowerOff
@@ -249,6 +260,9 @@ func (m *VM) createUART(p *boot.Platform, i int) error {
 
 // prepareVCPUs sets the first vCPU's registers, as the boot protocol wants them.
 func (m *VM) prepareVCPUs(*kvm.System) error {
+	if m.realm != nil {
+		return m.launchRealm()
+	}
 	first, s := m.cpus[0], m.plan.ARM64
 	err := first.SetOneReg(kvm.RegPC, s.PC)
 	for i, x := range s.X {

@@ -14,6 +14,8 @@ import (
 type privateMemory struct {
 	mu  sync.Mutex        // held while pages convert
 	fds []*kvm.GuestMemFD // one a region of memory; none for a plain guest
+
+	tell func(gpa, size, attributes uint64) error // KVM what is private; nil: by its VM
 }
 
 // addMemory gives KVM a region of memory, before there is an interrupt controller.
@@ -27,11 +29,14 @@ func (m *VM) addMemory(slot int, r *memory.Region) error {
 		return err
 	}
 	m.closers = append(m.closers, fd)
+	if m.private.tell == nil {
+		m.private.tell = m.kvm.SetMemoryAttributes
+	}
 	m.private.fds = append(m.private.fds, fd)
 	if err := m.kvm.SetPrivateMemory(uint32(slot), uint64(r.Base), r.Size, r.HostAddr(), fd); err != nil {
 		return err
 	}
-	return m.kvm.SetMemoryAttributes(uint64(r.Base), r.Size, kvm.MemoryPrivate)
+	return m.private.tell(uint64(r.Base), r.Size, kvm.MemoryPrivate)
 }
 
 // convert makes pages of a confidential guest private or shared and gives back
@@ -48,9 +53,9 @@ func (m *VM) convert(r memory.Range, private bool) error {
 		if err := m.mem.Convert(r, true); err != nil {
 			return err
 		}
-		return m.kvm.SetMemoryAttributes(uint64(r.Base), r.Size, kvm.MemoryPrivate)
+		return m.private.tell(uint64(r.Base), r.Size, kvm.MemoryPrivate)
 	}
-	if err := m.kvm.SetMemoryAttributes(uint64(r.Base), r.Size, 0); err != nil {
+	if err := m.private.tell(uint64(r.Base), r.Size, 0); err != nil {
 		return err
 	}
 	if err := m.private.fds[slot].Discard(uint64(r.Base-m.mem.Regions()[slot].Base), r.Size); err != nil {
@@ -66,7 +71,7 @@ func (c *vcpu) memoryFault(rec *exitRecord) *Outcome {
 	rec.addr, rec.write = gpa, private
 	err := fmt.Errorf("KVM cannot reach the memory behind it")
 	if c.vm.private.fds != nil {
-		err = c.vm.convert(memory.Range{Base: memory.GPA(gpa), Size: size}, private)
+		err = c.vm.convert(memory.Range{Base: c.vm.mem.Strip(memory.GPA(gpa)), Size: size}, private)
 	}
 	if err == nil {
 		return nil

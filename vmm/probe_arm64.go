@@ -28,5 +28,5 @@ func probeArch(sys *kvm.System, vm *kvm.VM) []Finding {
 		}
 		found = append(found, f)
 	}
-	return found
+	return append(found, probeRealm(sys))
 }

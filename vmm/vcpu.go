@@ -12,6 +12,7 @@ import (
 	"github.com/gvmm/gvmm/devices"
 	"github.com/gvmm/gvmm/sev/driver"
 	"github.com/gvmm/gvmm/vmm/kvm"
+	"github.com/gvmm/gvmm/vmm/memory"
 )
 
 // vcpu is one virtual CPU and what its thread keeps for a post-mortem.
@@ -110,6 +111,7 @@ func (c *vcpu) handle() *Outcome {
 	switch rec.reason {
 	case kvm.ExitMMIO:
 		addr, data, write := c.MMIO()
+		addr = uint64(c.vm.mem.Strip(memory.GPA(addr)))
 		rec.addr, rec.write = addr, write
 		if write {
 			c.vm.mmio.Write(addr, data)

@@ -81,6 +81,9 @@ func (m *VM) build() error {
 		return &LackingError{err}
 	}
 	defer sys.Close()
+	if m.cfg.Realm != nil && runtime.GOARCH != string(boot.ARM64) {
+		return &LackingError{errors.New("--realm: realms are Arm's: run it on an arm64 host whose processor has RME")}
+	}
 	if m.kvm, err = m.createVM(sys); err != nil {
 		return &LackingError{err}
 	}
@@ -99,7 +102,7 @@ func (m *VM) build() error {
 	if m.mem, err = memory.New(m.plan.Memory()...); err != nil {
 		return err
 	}
-	if m.cfg.SNP != nil {
+	if m.cfg.SNP != nil || m.cfg.Realm != nil {
 		m.mem.MakeConfidential()
 	}
 	for i := range m.mem.Regions() {

@@ -45,13 +45,13 @@ func (v *VM) PopulateRealm(p *RealmPopulate, update bool) (int, error) {
 	}
 	for {
 		n, err := v.k.Ioctl(v.fd, request, unsafe.Pointer(p))
-		if err == unix.EINTR || err == unix.EAGAIN {
-			continue // a signal, before the first page was done
+		switch err {
+		case nil:
+			return n, nil
+		case unix.EINTR, unix.EAGAIN: // a signal, before the first page was done
+		default:
+			return 0, fmt.Errorf("KVM_ARM_RMI_POPULATE %#x+%#x: %w", p.Base, p.Size, err)
 		}
-		if err != nil {
-			err = fmt.Errorf("KVM_ARM_RMI_POPULATE %#x+%#x: %w", p.Base, p.Size, err)
-		}
-		return n, err
 	}
 }
 

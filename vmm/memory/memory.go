@@ -47,6 +47,7 @@ func (r *Region) Host() []byte { return r.host }
 // Its methods may be called from any goroutine.
 type Guest struct {
 	regions []Region
+	alias   GPA // address bit that makes no difference
 }
 
 // New maps zeroed, lazily allocated host memory for each range. Ranges must be
@@ -100,10 +101,18 @@ func (g *Guest) Size() uint64 {
 	return n
 }
 
+// SetAlias names an address bit by which the guest says that it means shared
+// memory. It comes before any other use of the memory.
+func (g *Guest) SetAlias(bit GPA) { g.alias = bit }
+
+// Strip returns an address without the bit of [Guest.SetAlias].
+func (g *Guest) Strip(gpa GPA) GPA { return gpa &^ g.alias }
+
 // Slice returns the n bytes of guest memory at gpa. They lie in one region or the
 // error wraps [ErrOutside]; none is private or it wraps [ErrPrivate]. The guest may
 // change them at any time.
 func (g *Guest) Slice(gpa GPA, n uint64) ([]byte, error) {
+	gpa = g.Strip(gpa)
 	for i := range g.regions {
 		r := &g.regions[i]
 		if r.Contains(gpa, n) {

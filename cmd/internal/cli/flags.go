@@ -63,6 +63,7 @@ func machineFlags(fs *pflag.FlagSet, cfg *vmm.Config) (finish func(args []string
 	fs.StringVar((*string)(&cfg.CETAudit), "cet-audit", "", "single-step the guest, on any KVM, and end it at the first return or indirect branch that CET would not let pass: `all|shstk|ibt`")
 	fs.Lookup("cet-audit").NoOptDefVal = string(cet.AuditAll)
 	snpFlag(fs, cfg)
+	realmFlag(fs, cfg)
 	fs.StringVar(&cfg.Name, "name", "", "`NAME` of the VM in gvmm's messages (default: the image; its name and process id in the log)")
 	fs.BoolVar(&cfg.NoAuto, "no-auto", false, "add no netdev.ip= or vfs.fstab= parameters for Unikraft images")
 
