@@ -124,11 +124,11 @@ func (c *Chain) extend(t PageType, gpa uint64, contents *Digest) error {
 // what one core reads and hashes at a time.
 const (
 	batchPages = 16384
-	chunkPages = 64
+	chunkPages = 32
 )
 
 // Add measures the pages of r in ascending order. Pages are hashed on all cores
-// that GOMAXPROCS gives; the chain itself is serial by its nature.
+// that GOMAXPROCS gives, while the chain, serial by its nature, follows.
 func (c *Chain) Add(r Range) error {
 	if r.Size%PageSize != 0 || r.GPA+r.Size < r.GPA {
 		return fmt.Errorf("sev: range %q at %#x: its size %#x is not whole pages of the address space", r.Name, r.GPA, r.Size)
@@ -138,40 +138,43 @@ func (c *Chain) Add(r Range) error {
 	}
 	pages := r.Size / PageSize
 	if !r.Type.measured() {
-		return c.extendAll(r, 0, pages, nil)
+		none := new(Digest)
+		for i := range pages {
+			if err := c.extend(r.Type, r.GPA+i*PageSize, none); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
 	digests := make([]Digest, min(pages, batchPages))
 	for first := uint64(0); first < pages; first += batchPages {
-		n := min(pages-first, batchPages)
-		if err := hashPages(r, first, digests[:n]); err != nil {
-			return err
-		}
-		if err := c.extendAll(r, first, n, digests); err != nil {
+		if err := c.addBatch(r, first, digests[:min(pages-first, batchPages)]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// extendAll extends the chain by n pages from page first of r on, whose
-// contents have the given digests, or zeros in place of digests where nil.
-func (c *Chain) extendAll(r Range, first, n uint64, digests []Digest) error {
-	contents := new(Digest)
-	for i := range n {
-		if digests != nil {
-			contents = &digests[i]
-		}
-		if err := c.extend(r.Type, r.GPA+(first+i)*PageSize, contents); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// hashPages hashes the pages of r from page first on into digests.
-func hashPages(r Range, first uint64, digests []Digest) error {
+// addBatch measures the pages of r from page first on, of which digests holds
+// one each.
+func (c *Chain) addBatch(r Range, first uint64, digests []Digest) error {
 	chunks := (len(digests) + chunkPages - 1) / chunkPages
+	part := func(i int) []Digest { return digests[i*chunkPages : min((i+1)*chunkPages, len(digests))] }
+	hashed := make([]atomic.Bool, chunks)
 	var next atomic.Int64
+	var chain sync.Mutex // held by whoever extends the chain, up to chunk at
+	at := 0
+	follow := func() error {
+		for ; at < chunks && hashed[at].Load(); at++ {
+			for i := range part(at) {
+				page := at*chunkPages + i
+				if err := c.extend(r.Type, r.GPA+(first+uint64(page))*PageSize, &digests[page]); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	}
 	work := func() error {
 		buf := make([]byte, min(len(digests), chunkPages)*PageSize)
 		for {
@@ -179,37 +182,60 @@ func hashPages(r Range, first uint64, digests []Digest) error {
 			if i >= chunks {
 				return nil
 			}
-			out := digests[i*chunkPages : min((i+1)*chunkPages, len(digests))]
-			at := int64(first)*PageSize + int64(i)*chunkPages*PageSize
-			if err := readZeroed(r, at, buf[:len(out)*PageSize]); err != nil {
+			out := part(i)
+			if err := readZeroed(r, int64(first)*PageSize+int64(i)*chunkPages*PageSize, buf[:len(out)*PageSize]); err != nil {
 				return err
 			}
 			hashChunk(buf, out)
+			hashed[i].Store(true)
+			if chain.TryLock() {
+				err := follow()
+				chain.Unlock()
+				if err != nil {
+					return err
+				}
+			}
 		}
 	}
 	workers := min(runtime.GOMAXPROCS(0), chunks)
-	if workers == 1 {
-		return work()
-	}
 	errs := make([]error, workers)
 	var wg sync.WaitGroup
-	for w := range workers {
-		wg.Go(func() { errs[w] = work() })
+	for w := range errs[1:] {
+		wg.Go(func() { errs[w+1] = work() })
 	}
+	errs[0] = work()
 	wg.Wait()
-	return errors.Join(errs...)
+	return errors.Join(append(errs, follow())...)
 }
 
 // hashChunk hashes the pages of buf. Images are padded with equal pages, which
 // are compared much faster than hashed.
 func hashChunk(buf []byte, out []Digest) {
+	page := func(i int) []byte { return buf[i*PageSize : (i+1)*PageSize] }
+	var equal [chunkPages]bool // to the page before
+	var lanes [8]int
+	n := 0
 	for i := range out {
-		page := buf[i*PageSize : (i+1)*PageSize]
-		if i > 0 && bytes.Equal(page, buf[(i-1)*PageSize:i*PageSize]) {
-			out[i] = out[i-1]
-			continue
+		if equal[i] = i > 0 && bytes.Equal(page(i), page(i-1)); !equal[i] {
+			lanes[n] = i
+			n++
 		}
-		out[i] = sha512.Sum384(page)
+		if n == len(lanes) || i == len(out)-1 {
+			for k := n; k > 0 && k < len(lanes); k++ {
+				lanes[k] = lanes[0]
+			}
+			if n < 3 || !hashMany(buf, &lanes, out) {
+				for _, l := range lanes[:n] {
+					out[l] = sha512.Sum384(page(l))
+				}
+			}
+			n = 0
+		}
+	}
+	for i := range out {
+		if equal[i] {
+			out[i] = out[i-1]
+		}
 	}
 }
 

@@ -39,7 +39,7 @@ type Section struct {
 // Firmware is a flat boot firmware image with OVMF's table near its end. Every
 // field below comes from the image and has been checked against its bounds.
 type Firmware struct {
-	Data     []byte
+	Image    Blob
 	Sections []Section // in the order of the image, which is that of the launch
 
 	resetEIP, hashTable, svsmEntry *uint32
@@ -51,40 +51,49 @@ const MaxFirmware = 256 << 20
 const (
 	entryHeader = 2 + 16 // size, GUID; entries grow downwards from the footer
 	tableEnd    = 32     // the footer ends so many bytes before the image
+
+	maxTable    = 18 * PageSize // from the start of the longest table to the image's end
+	maxSections = 4096          // OVMF has seven
 )
 
-// ParseFirmware reads the table and the SEV metadata of a firmware image. An
-// image without a table is an error; one whose table lacks SEV entries is not:
-// the methods that need an entry say that it is missing. Offsets in errors count
-// from the start of data.
-func ParseFirmware(data []byte) (*Firmware, error) {
+// ParseFirmware reads the table and the SEV metadata of a firmware image, and
+// nothing else of it. An image without a table is an error; one whose table lacks
+// SEV entries is not: the methods that need an entry say that it is missing.
+// Offsets in errors count from the start of the image.
+func ParseFirmware(image Blob) (*Firmware, error) {
+	length := image.Size()
 	switch {
-	case len(data) == 0 || len(data)%PageSize != 0:
-		return nil, fmt.Errorf("size %d is not whole pages: SEV-SNP measures pages", len(data))
-	case len(data) > MaxFirmware:
-		return nil, fmt.Errorf("size %d is over %d MiB", len(data), MaxFirmware>>20)
+	case length <= 0 || length%PageSize != 0:
+		return nil, fmt.Errorf("size %d is not whole pages: SEV-SNP measures pages", length)
+	case length > MaxFirmware:
+		return nil, fmt.Errorf("size %d is over %d MiB", length, MaxFirmware>>20)
 	}
-	f := &Firmware{Data: data}
+	f := &Firmware{Image: image}
+	data, err := f.read(max(0, length-maxTable), min(length, maxTable))
+	if err != nil {
+		return nil, err
+	}
+	origin := int(length) - len(data)
 	footer := len(data) - tableEnd - entryHeader
 	size := int(binary.LittleEndian.Uint16(data[footer:]))
 	if guidText(data[footer+2:]) != guidFooter {
-		return nil, fmt.Errorf("offset %#x: no OVMF table footer: build of OVMF without SEV support, or not OVMF", footer)
+		return nil, fmt.Errorf("offset %#x: no OVMF table footer: build of OVMF without SEV support, or not OVMF", origin+footer)
 	}
 	start := footer + entryHeader - size
 	if size < entryHeader || start < 0 {
-		return nil, fmt.Errorf("offset %#x: OVMF table of %d bytes does not fit the image", footer, size)
+		return nil, fmt.Errorf("offset %#x: OVMF table of %d bytes does not fit the image", origin+footer, size)
 	}
 	for end := footer; end > start; {
 		head := end - entryHeader
 		if head < start {
-			return nil, fmt.Errorf("offset %#x: OVMF table entry cut short", end)
+			return nil, fmt.Errorf("offset %#x: OVMF table entry cut short", origin+end)
 		}
 		n := int(binary.LittleEndian.Uint16(data[head:]))
 		if n < entryHeader || end-n < start {
-			return nil, fmt.Errorf("offset %#x: OVMF table entry of %d bytes does not fit its table", head, n)
+			return nil, fmt.Errorf("offset %#x: OVMF table entry of %d bytes does not fit its table", origin+head, n)
 		}
 		if err := f.entry(guidText(data[head+2:]), data[end-n:head]); err != nil {
-			return nil, fmt.Errorf("offset %#x: %w", end-n, err)
+			return nil, fmt.Errorf("offset %#x: %w", origin+end-n, err)
 		}
 		end -= n
 	}
@@ -119,18 +128,22 @@ func (f *Firmware) entry(guid string, body []byte) error {
 // metadata reads the section list that lies fromEnd bytes before the image's end.
 func (f *Firmware) metadata(fromEnd int64) error {
 	const header, entry = 16, 12
-	at := int64(len(f.Data)) - fromEnd
+	length := f.Image.Size()
+	at := length - fromEnd
 	if fromEnd < header || at < 0 {
 		return fmt.Errorf("SEV metadata %d bytes before the end: outside the image", fromEnd)
 	}
-	b := f.Data[at:]
+	b, err := f.read(at, min(fromEnd, header+maxSections*entry))
+	if err != nil {
+		return err
+	}
 	size, version, n := binary.LittleEndian.Uint32(b[4:]), binary.LittleEndian.Uint32(b[8:]), binary.LittleEndian.Uint32(b[12:])
 	switch {
 	case string(b[:4]) != "ASEV":
 		return fmt.Errorf("SEV metadata at offset %#x: no ASEV signature", at)
 	case version != 1:
 		return fmt.Errorf("SEV metadata at offset %#x: version %d, want 1", at, version)
-	case uint64(size) > uint64(len(b)) || uint64(size) < header+uint64(n)*entry:
+	case int64(size) > fromEnd || uint64(size) < header+uint64(n)*entry || n > maxSections:
 		return fmt.Errorf("SEV metadata at offset %#x: %d sections do not fit its %d bytes", at, n, size)
 	case f.Sections != nil:
 		return fmt.Errorf("SEV metadata at offset %#x: a second list", at)
@@ -144,6 +157,12 @@ func (f *Firmware) metadata(fromEnd int64) error {
 		f.Sections = append(f.Sections, s)
 	}
 	return nil
+}
+
+// read reads n bytes of the image at an offset that the caller has checked.
+func (f *Firmware) read(off, n int64) ([]byte, error) {
+	b := make([]byte, n)
+	return b, readZeroed(Range{Name: "firmware", Data: f.Image}, off, b)
 }
 
 func (s Section) check() error {

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 )
 
@@ -41,16 +42,16 @@ func (l *FirmwareLaunch) Ranges() ([]Range, error) {
 	if l.VCPUs < 1 || l.VCPUs > maxVCPUs {
 		return nil, fmt.Errorf("%d vCPUs: want 1 to %d", l.VCPUs, maxVCPUs)
 	}
-	size := uint64(len(l.Firmware.Data))
+	size := uint64(l.Firmware.Image.Size())
 	gpa := fourGiB - size
 	var ranges []Range
 	if l.FirmwareDigest == nil {
-		ranges = append(ranges, Range{PageNormal, gpa, size, "firmware", blob(l.Firmware.Data)})
+		ranges = append(ranges, Range{PageNormal, gpa, size, "firmware", l.Firmware.Image})
 	}
 	described := l.Firmware
 	if l.SVSM != nil {
 		described = l.SVSM.Image
-		size := uint64(len(described.Data))
+		size := uint64(described.Image.Size())
 		if l.VMM != QEMU || l.Kernel != nil {
 			return nil, errors.New("an SVSM starts under QEMU only, and without a kernel handed over")
 		}
@@ -58,7 +59,7 @@ func (l *FirmwareLaunch) Ranges() ([]Range, error) {
 			return nil, fmt.Errorf("SVSM of %d bytes and %d bytes of variables do not fit below the firmware at %#x in whole pages", size, l.SVSM.VarsSize, gpa)
 		}
 		gpa -= l.SVSM.VarsSize + size
-		ranges = append(ranges, Range{PageNormal, gpa, size, "svsm", blob(described.Data)})
+		ranges = append(ranges, Range{PageNormal, gpa, size, "svsm", described.Image})
 	}
 	sections, err := l.sections(described)
 	if err != nil {
@@ -204,7 +205,9 @@ func Measure(start Digest, ranges []Range, after func(Range, Digest)) (Digest, e
 // (AMD 55766, LAUNCH_MEASURE's GCTX.LD).
 func (l *FirmwareLaunch) Legacy(es bool) ([]byte, error) {
 	d := sha256.New()
-	d.Write(l.Firmware.Data)
+	if _, err := io.Copy(d, io.NewSectionReader(l.Firmware.Image, 0, l.Firmware.Image.Size())); err != nil {
+		return nil, err
+	}
 	if l.Kernel != nil {
 		if _, err := l.Firmware.HashTable(); err != nil {
 			return nil, err

@@ -34,7 +34,7 @@ func readFile(t testing.TB, name string) []byte {
 
 func parseFirmware(t testing.TB, name string) *Firmware {
 	t.Helper()
-	f, err := ParseFirmware(readFile(t, name))
+	f, err := ParseFirmware(blob(readFile(t, name)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +69,7 @@ func TestPublishedDigests(t *testing.T) {
 			}
 			if v.FirmwareDigestGiven {
 				var c Chain
-				data := l.Firmware.Data
+				data := readFile(t, v.Firmware)
 				if err := c.Add(Range{PageNormal, fourGiB - uint64(len(data)), uint64(len(data)), "", blob(data)}); err != nil {
 					t.Fatal(err)
 				}
@@ -309,7 +309,7 @@ func testFirmware(section Section, table ...string) []byte {
 
 func TestFirmwareErrors(t *testing.T) {
 	good := testFirmware(Section{0x1000, 0x1000, SectionCPUID}, guidReset)
-	if f, err := ParseFirmware(good); err != nil || len(f.Sections) != 1 || *f.resetEIP != 0x1000 {
+	if f, err := ParseFirmware(blob(good)); err != nil || len(f.Sections) != 1 || *f.resetEIP != 0x1000 {
 		t.Fatalf("%+v, %v", f, err)
 	}
 	for name, c := range map[string]struct {
@@ -325,7 +325,7 @@ func TestFirmwareErrors(t *testing.T) {
 		"unknown":      {testFirmware(Section{0, 0x1000, 9}), "type 0x9"},
 		"listed twice": {testFirmware(Section{0, 0x1000, SectionCPUID}, guidMetadata), "second list"},
 	} {
-		if _, err := ParseFirmware(c.data); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := ParseFirmware(blob(c.data)); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
 	}
@@ -338,7 +338,7 @@ func TestFirmwareErrors(t *testing.T) {
 		"overlap":        {testFirmware(Section{0xffffe000, 0x1000, SectionMemory}), 1, "overlaps"},
 		"no vCPU":        {good, 0, "0 vCPUs"},
 	} {
-		f, err := ParseFirmware(c.data)
+		f, err := ParseFirmware(blob(c.data))
 		if err != nil {
 			t.Fatal(name, err)
 		}
@@ -354,7 +354,7 @@ func FuzzParseFirmware(f *testing.F) {
 	f.Add(readFile(f, "ovmf_OvmfX64_suffix.bin"))
 	f.Add(testFirmware(Section{0x1000, 0x1000, SectionCPUID}, guidReset, guidSVSM, guidHashes))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		fw, err := ParseFirmware(data)
+		fw, err := ParseFirmware(blob(data))
 		if err != nil {
 			return
 		}
@@ -397,6 +397,23 @@ func BenchmarkSHA384(b *testing.B) {
 	b.SetBytes(int64(len(data)))
 	for b.Loop() {
 		sha512.Sum384(data)
+	}
+}
+
+// Eight pages at a time hash as one by one, equal or not, in any number.
+func TestHashChunk(t *testing.T) {
+	buf := benchmarkBytes()[:chunkPages*PageSize]
+	for _, equal := range []int{3, 4, 17, 18, 19, 31} {
+		copy(buf[equal*PageSize:(equal+1)*PageSize], buf[(equal-1)*PageSize:])
+	}
+	for n := 1; n <= chunkPages; n++ {
+		out := make([]Digest, n)
+		hashChunk(buf[:n*PageSize], out)
+		for i := range out {
+			if want := sha512.Sum384(buf[i*PageSize : (i+1)*PageSize]); out[i] != want {
+				t.Errorf("page %d of %d: %s, want %x", i, n, out[i], want)
+			}
+		}
 	}
 }
 

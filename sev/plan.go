@@ -70,12 +70,7 @@ func PlanFirmware(p *boot.Plan) error {
 	if p.Firmware == nil || len(p.Regions) != 1 || p.X86 == nil {
 		return errors.New("sev: not the plan of a guest that firmware boots")
 	}
-	rom := p.Regions[0]
-	data := make([]byte, rom.Size)
-	if err := readZeroed(Range{Name: rom.Name, Data: rom.Data}, 0, data); err != nil {
-		return err
-	}
-	f, err := ParseFirmware(data)
+	f, err := ParseFirmware(p.Regions[0].Data)
 	if err != nil {
 		return fmt.Errorf("firmware: %w", err)
 	}

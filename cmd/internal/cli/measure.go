@@ -70,6 +70,7 @@ type snpFlags struct {
 	idBlock, idAuth, idKey, author string
 	block                          sev.IDBlock
 	explain, asJSON                bool
+	files                          []io.Closer       // opened for reading
 	group                          map[string]string // whose launch a flag describes: "", "run" or "vmm"
 }
 
@@ -186,6 +187,11 @@ func (f *snpFlags) measure(what string, stdout io.Writer) (err error) {
 		ranges, bound = file.Ranges, file.IDBlock
 		f.block.Policy = cmp.Or(f.block.Policy, file.Policy)
 	default:
+		defer func() {
+			for _, file := range f.files {
+				_ = file.Close()
+			}
+		}()
 		if err := f.open(); err != nil {
 			return err
 		}
@@ -279,12 +285,12 @@ func (f *snpFlags) check(fs *pflag.FlagSet, args []string) (err error) {
 
 // open reads the files that another monitor's launch is made of.
 func (f *snpFlags) open() (err error) {
-	if f.launch.Firmware, err = openFirmware(f.cfg.Firmware); err != nil {
+	if f.launch.Firmware, err = f.openFirmware(f.cfg.Firmware); err != nil {
 		return fmt.Errorf("--firmware %w", err)
 	}
 	if f.svsm != "" {
 		f.launch.SVSM = &sev.SVSM{VarsSize: f.varsSize}
-		if f.launch.SVSM.Image, err = openFirmware(f.svsm); err != nil {
+		if f.launch.SVSM.Image, err = f.openFirmware(f.svsm); err != nil {
 			return fmt.Errorf("--svsm %w", err)
 		}
 	}
@@ -308,12 +314,14 @@ func (f *snpFlags) open() (err error) {
 	return err
 }
 
-func openFirmware(path string) (*sev.Firmware, error) {
-	data, err := readBounded(path, sev.MaxFirmware)
+// openFirmware opens a firmware image, which is read as it is measured.
+func (f *snpFlags) openFirmware(path string) (*sev.Firmware, error) {
+	file, image, err := openBlob(path)
 	if err != nil {
 		return nil, err
 	}
-	fw, err := sev.ParseFirmware(data)
+	f.files = append(f.files, file)
+	fw, err := sev.ParseFirmware(image)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}

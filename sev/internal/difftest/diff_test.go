@@ -75,7 +75,7 @@ func TestLaunch(t *testing.T) {
 	for seed := range uint64(12) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		image := append(random(r.IntN(64)*sev.PageSize, r), tail...)
-		fw, err := sev.ParseFirmware(image)
+		fw, err := sev.ParseFirmware(bytes.NewReader(image))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -107,7 +107,7 @@ func TestMetadata(t *testing.T) {
 		for range r.IntN(3) {
 			image[len(image)-1024+r.IntN(1024)] ^= 1 << r.IntN(8)
 		}
-		fw, err := sev.ParseFirmware(image)
+		fw, err := sev.ParseFirmware(bytes.NewReader(image))
 		if err != nil {
 			continue
 		}
