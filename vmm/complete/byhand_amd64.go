@@ -146,19 +146,11 @@ func (c *Completer) compareExchange() bool {
 	default:
 		b := c.buf[:n]
 		c.read(&c.op, 0, b)
-		if n == 16 {
-			got = [2]uint64{le.Uint64(b), le.Uint64(b[8:])}
-		} else {
-			got = [2]uint64{uint64(le.Uint32(b)), uint64(le.Uint32(b[4:]))}
-		}
+		lo, hi := b[:n/2], b[n/2:]
+		got = [2]uint64{number(lo), number(hi)}
 		if got == want {
-			if n == 16 {
-				le.PutUint64(b, next[0])
-				le.PutUint64(b[8:], next[1])
-			} else {
-				le.PutUint32(b, uint32(next[0]))
-				le.PutUint32(b[4:], uint32(next[1]))
-			}
+			putNumber(lo, next[0])
+			putNumber(hi, next[1])
 			c.write(&c.op, 0, b)
 		}
 	}
@@ -169,6 +161,20 @@ func (c *Completer) compareExchange() bool {
 	cpu.RFLAGS &^= flagZF
 	g[RAX], g[RDX] = got[0], got[1]
 	return true
+}
+
+// number and putNumber are for 4 and 8 bytes, little-endian.
+func number(b []byte) uint64 {
+	if len(b) == 4 {
+		return uint64(le.Uint32(b))
+	}
+	return le.Uint64(b)
+}
+
+func putNumber(b []byte, v uint64) {
+	for i := range b {
+		b[i] = byte(v >> (8 * i))
+	}
 }
 
 // gather does the AVX2 gathers: element by element from the lowest, clearing
@@ -194,10 +200,8 @@ func (c *Completer) gather() bool {
 	for i := range n {
 		m, d := mask[i*size:(i+1)*size], dst[i*size:(i+1)*size]
 		if m[size-1]&0x80 != 0 {
-			ix := int64(int32(le.Uint32(index[i*isize:])))
-			if isize == 8 {
-				ix = int64(le.Uint64(index[i*isize:]))
-			}
+			shift := 64 - 8*isize
+			ix := int64(number(index[i*isize:][:isize])) << shift >> shift
 			var lin uint64
 			lin, ok = c.linear(in.sseg, c.wrap(in.off+uint64(ix)<<in.scl), size, false)
 			if ok = ok && c.prepare(&c.op, lin, size, accRead); !ok {

@@ -262,18 +262,14 @@ func (in *inst) misfits() bool {
 func (c *Completer) unitsReady(v, m bool) bool {
 	cpu := c.cpu
 	switch {
-	case !v && !m:
-		return true
 	case v && c.in.vex && (cpu.CR4&cr4OSXSAVE == 0 || cpu.XCR0&(xSSE|xAVX) != xSSE|xAVX):
 		return c.raise(vecUD)
 	case v && !c.in.vex && (cpu.CR4&cr4OSFXSR == 0 || cpu.CR0&cr0EM != 0), m && cpu.CR0&cr0EM != 0:
 		return c.raise(vecUD)
-	case cpu.CR0&cr0TS != 0:
+	case (v || m) && cpu.CR0&cr0TS != 0:
 		return c.raise(vecNM)
-	case m:
-		return c.x87Clear()
 	}
-	return true
+	return !m || c.x87Clear()
 }
 
 // size returns the bytes of the memory operand.
@@ -315,6 +311,8 @@ func (in *inst) size() int {
 			return 8
 		}
 		return 4
+	case mK:
+		return [...]int{2, 8, 1, 4}[in.pp<<1&2|in.wBit()>>7]
 	case mEnv:
 		n := 28
 		if in.opBytes == 2 {

@@ -174,14 +174,11 @@ func (c *Completer) decodeVEX(b byte, prefixed bool) bool {
 	if in.short {
 		return false
 	}
-	f := kForm(in)
-	in.k512 = f != 0
-	if f == 0 {
-		f = in.row(&map1, &map2, &map3)
-	}
+	f := in.row(&map1, &map2, &map3)
 	if f.vex() == 0 {
 		return c.deny("VEX opcode not on the list")
 	}
+	in.k512 = f.vex() == f512 // a mask register's
 	return c.finishVEX(f, prefixed)
 }
 

@@ -93,39 +93,3 @@ func (c *Completer) step512() bool {
 	}
 	return c.runForm()
 }
-
-// kForm returns the form of a VEX opcode on mask registers, zero for others.
-// NP and 66, W0 and W1 choose between words, quadwords, bytes and doublewords.
-func kForm(in *inst) form {
-	const k = f512 << vexShift
-	size := [4]form{m2, m8, m1, m4}[in.pp<<1&2|in.wBit()>>7]
-	switch {
-	case in.mapNo == 1 && in.pp < 2:
-		switch in.op {
-		case 0x41, 0x42, 0x45, 0x46, 0x47, 0x4A:
-			return k | regM | rmM | vvV | l1
-		case 0x4B:
-			if in.pp == 1 && in.w {
-				return 0
-			}
-			return k | regM | rmM | vvV | l1
-		case 0x44, 0x98, 0x99:
-			return k | regM | rmM | l0
-		case 0x90:
-			return k | regM | rmM | size | l0
-		case 0x91:
-			return k | regM | size | store | l0
-		case 0x92:
-			return k | regM | rmG | l0 | w0
-		case 0x93:
-			return k | regG | rmM | l0 | w0
-		}
-	case in.mapNo == 1 && in.pp == 3 && in.op == 0x92:
-		return k | regM | rmG | l0 | w64
-	case in.mapNo == 1 && in.pp == 3 && in.op == 0x93:
-		return k | regG | rmM | l0 | w64
-	case in.mapNo == 3 && in.pp == 1 && in.op >= 0x30 && in.op <= 0x33:
-		return k | regM | rmM | imm | l0
-	}
-	return 0
-}

@@ -28,6 +28,7 @@ const (
 	mW    form = 12 << 4 // 8 with W, else 4
 	m10   form = 13 << 4
 	mEnv  form = 14 << 4 // an x87 environment, with DD and the registers: SDM vol. 1, 8.1.10
+	mK    form = 15 << 4 // a mask register's: by prefix and W 2, 8, 1 or 4
 	mMask form = 15 << 4
 
 	store form = 1 << 8 // memory is written, not read

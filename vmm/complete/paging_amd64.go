@@ -55,18 +55,13 @@ func (c *Completer) translate(lin uint64, acc access) (uint64, bool) {
 			return 0, false
 		}
 		done := true
-		for i := range n {
-			want := path[i].value | ptA
+		for i, e := range path[:n] {
+			want := e.value | ptA
 			if i == n-1 && acc == accWrite {
 				want |= ptD
 			}
-			if c.cpu.CR4&cr4PAE != 0 && c.cpu.EFER&eferLMA == 0 && i == 0 {
-				continue // PDPTEs of PAE paging have no such bits
-			}
-			if want != path[i].value && !swapEntry(path[i].at, path[i].value, want) {
-				done = false
-				break
-			}
+			pdpte := i == 0 && c.cpu.CR4&cr4PAE != 0 && c.cpu.EFER&eferLMA == 0 // has no such bits
+			done = done && (pdpte || want == e.value || swapEntry(e.at, e.value, want))
 		}
 		if done || try == 8 {
 			return gpa, true
@@ -77,16 +72,17 @@ func (c *Completer) translate(lin uint64, acc access) (uint64, bool) {
 // walk reads the way to the page of lin, top down, and checks the access.
 func (c *Completer) walk(lin uint64, acc access, path *[5]pte) (gpa uint64, n int, ok bool) {
 	cpu := c.cpu
-	levels, size, bits := 2, 4, 10
+	levels, size, bits, base := 2, 4, 10, uint64(0xfffff000)
+	long := cpu.EFER&eferLMA != 0
 	switch {
-	case cpu.EFER&eferLMA != 0 && cpu.CR4&cr4LA57 != 0:
-		levels, size, bits = 5, 8, 9
-	case cpu.EFER&eferLMA != 0:
-		levels, size, bits = 4, 8, 9
+	case long && cpu.CR4&cr4LA57 != 0:
+		levels, size, bits, base = 5, 8, 9, addrMask&^0xfff
+	case long:
+		levels, size, bits, base = 4, 8, 9, addrMask&^0xfff
 	case cpu.CR4&cr4PAE != 0:
-		levels, size, bits = 3, 8, 9
+		levels, size, bits, base = 3, 8, 9, 0xffffffe0
 	}
-	long := levels >= 4
+	table := cpu.CR3 & base
 	reserved := uint64(0)
 	if size == 8 {
 		reserved = addrMask &^ (1<<c.guest.physBits - 1)
@@ -94,14 +90,7 @@ func (c *Completer) walk(lin uint64, acc access, path *[5]pte) (gpa uint64, n in
 			reserved |= ptNX
 		}
 		if !long {
-			reserved |= addrMask&^(1<<c.guest.physBits-1) | 0x7ff<<52
-		}
-	}
-	table := cpu.CR3 & addrMask &^ 0xfff
-	if !long {
-		table = cpu.CR3 & 0xfffff000
-		if levels == 3 {
-			table = cpu.CR3 & 0xffffffe0
+			reserved |= 0x7ff << 52
 		}
 	}
 	code := uint32(0)
@@ -119,9 +108,6 @@ func (c *Completer) walk(lin uint64, acc access, path *[5]pte) (gpa uint64, n in
 	for level := levels; ; level-- {
 		shift := 12 + bits*(level-1)
 		index := lin >> shift & (1<<bits - 1)
-		if levels == 3 && level == 3 {
-			index = lin >> 30 & 3
-		}
 		at := c.ram(table+index*uint64(size), size)
 		if at == nil {
 			c.why = "a page table is outside guest RAM"
@@ -133,34 +119,27 @@ func (c *Completer) walk(lin uint64, acc access, path *[5]pte) (gpa uint64, n in
 		if e&ptP == 0 {
 			return c.pageFault(lin, code)
 		}
-		if levels == 3 && level == 3 {
-			if e&(reserved&^ptNX|ptNX|0x1e6) != 0 {
-				return c.pageFault(lin, code|pfP|pfRSVD)
+		pdpte := levels == 3 && level == 3 // of PAE paging
+		bad, large := e&reserved, false
+		switch {
+		case pdpte:
+			bad |= e & (ptNX | 0x1e6)
+		case e&ptPS == 0 || level == 1:
+		case size == 4:
+			if large = cpu.CR4&cr4PSE != 0; large {
+				bad |= e & (1 << 21)
 			}
-			table = e & addrMask &^ 0xfff
-			continue
-		}
-		bad := e & reserved
-		large := false
-		if e&ptPS != 0 && level > 1 {
-			switch {
-			case level == 2 && size == 4:
-				large = cpu.CR4&cr4PSE != 0
-				if large {
-					bad |= e & (1 << 21)
-				}
-			case level == 2 || level == 3 && long:
-				large = true
-				bad |= e & (1<<shift - 1) &^ 0x1fff
-			default:
-				bad |= ptPS
-			}
+		case level == 2 || level == 3:
+			large = true
+			bad |= e & (1<<shift - 1) &^ 0x1fff
+		default:
+			bad |= ptPS
 		}
 		if bad != 0 {
 			return c.pageFault(lin, code|pfP|pfRSVD)
 		}
-		w = w && e&ptW != 0
-		u = u && e&ptU != 0
+		w = w && (e&ptW != 0 || pdpte)
+		u = u && (e&ptU != 0 || pdpte)
 		nx = nx || size == 8 && e&ptNX != 0
 		if level > 1 && !large {
 			table = e & addrMask &^ 0xfff
@@ -173,21 +152,14 @@ func (c *Completer) walk(lin uint64, acc access, path *[5]pte) (gpa uint64, n in
 		}
 		break
 	}
-	allowed := true
-	switch {
-	case user && !u:
-		allowed = false
-	case acc == accFetch:
-		allowed = !nx && (user || !u || cpu.CR4&cr4SMEP == 0)
-	default:
-		if acc == accWrite && !w && (user || cpu.CR0&cr0WP != 0) {
-			allowed = false
-		}
-		if !user && u && cpu.CR4&cr4SMAP != 0 && cpu.RFLAGS&flagAC == 0 {
-			allowed = false
-		}
+	denied := user && !u
+	if acc == accFetch {
+		denied = denied || nx || !user && u && cpu.CR4&cr4SMEP != 0
+	} else {
+		denied = denied || acc == accWrite && !w && (user || cpu.CR0&cr0WP != 0) ||
+			!user && u && cpu.CR4&cr4SMAP != 0 && cpu.RFLAGS&flagAC == 0
 	}
-	if !allowed {
+	if denied {
 		return c.pageFault(lin, code|pfP)
 	}
 	return gpa, n, true

@@ -38,6 +38,8 @@ const (
 	fma = vvn | mVL | fp | vF
 	fms = vvn | mW | fp | vF
 	gpr = regG | rmG
+	kk  = regM | rmM | f512<<vexShift // mask registers
+	kvk = kk | vvV | l1
 )
 
 // map1 is 0F xx.
@@ -79,6 +81,9 @@ var map1 = table{
 		0xF1: mm, 0xF2: mm, 0xF3: mm, 0xF4: mm, 0xF5: mm, 0xF6: mm,
 		0xF7: regM | rmM | hMask<<hand | legacyAny,
 		0xF8: mm, 0xF9: mm, 0xFA: mm, 0xFB: mm, 0xFC: mm, 0xFD: mm, 0xFE: mm,
+
+		0x41: kvk, 0x42: kvk, 0x45: kvk, 0x46: kvk, 0x47: kvk, 0x4A: kvk, 0x4B: kvk, 0x44: kk | l0, 0x98: kk | l0, 0x99: kk | l0,
+		0x90: kk | mK | l0, 0x91: kk&^rmM | mK | store | l0, 0x92: kk&^rmM | rmG | l0 | w0, 0x93: kk&^regM | regG | l0 | w0,
 	},
 	1: {
 		0x10: vv | mVL | sA, 0x11: vv | mVL | store | sA,
@@ -114,6 +119,9 @@ var map1 = table{
 		0xF4: pi, 0xF5: pi, 0xF6: pi,
 		0xF7: vv | l0 | hMask<<hand | sA,
 		0xF8: pi, 0xF9: pi, 0xFA: pi, 0xFB: pi, 0xFC: pi, 0xFD: pi, 0xFE: pi,
+
+		0x41: kvk, 0x42: kvk, 0x45: kvk, 0x46: kvk, 0x47: kvk, 0x4A: kvk, 0x4B: kvk | w0, 0x44: kk | l0, 0x98: kk | l0, 0x99: kk | l0,
+		0x90: kk | mK | l0, 0x91: kk&^rmM | mK | store | l0, 0x92: kk&^rmM | rmG | l0 | w0, 0x93: kk&^regM | regG | l0 | w0,
 	},
 	2: {
 		0x10: vvn | vvReg | m4 | sA, 0x11: vvn | vvReg | m4 | store | sA,
@@ -138,6 +146,7 @@ var map1 = table{
 		0x7C: vvn | mVL | al | fp | s3A, 0x7D: vvn | mVL | al | fp | s3A,
 		0xC2: sf8 | imm, 0xD0: vvn | mVL | al | fp | s3A,
 		0xD6: regM | rmV | legacyAny, 0xE6: cvt, 0xF0: regV | mVL | s3A,
+		0x92: kk&^rmM | rmG | l0 | w64, 0x93: kk&^regM | regG | l0 | w64,
 	},
 }
 
@@ -209,6 +218,7 @@ var map3 = table{
 		0x1D: vv | mVL2 | store | imm | fp | w0 | fF16C<<vexShift,
 		0x20: regV | vvV | rmG | m1 | imm | l0 | s41, 0x21: vvn | m4 | imm | l0 | s41,
 		0x22: regV | vvV | rmG | mW | w64 | imm | l0 | s41,
+		0x30: kk | imm | l0, 0x31: kk | imm | l0, 0x32: kk | imm | l0, 0x33: kk | imm | l0,
 		0x38: vvn | m16 | imm | w0 | l1 | vA2, 0x39: vv | m16 | store | imm | w0 | l1 | vA2,
 		0x40: vvn | mVL | al | imm | fp | s41, 0x41: vvn | m16 | al | imm | fp | l0 | s41, 0x42: p41 | imm,
 		0x44: vvn | mVL | al | imm | fPCLMUL<<legShift | fPCLMUL<<vexShift | fVPCLMUL<<l1Shift,
