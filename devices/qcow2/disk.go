@@ -58,18 +58,14 @@ func (m *Image) l2(pos uint64, write bool) (uint64, error) {
 		return 0, err
 	}
 	table, err := m.fresh(to)
+	if err == nil && off != 0 {
+		var from []byte
+		if from, err = m.meta(off, m.cluster()); err == nil {
+			copy(table, from)
+		}
+	}
 	if err != nil {
 		return 0, err
-	}
-	if off != 0 {
-		from, err := m.meta(off, m.cluster())
-		if err != nil {
-			return 0, err
-		}
-		if table, err = m.meta(to, m.cluster()); err != nil {
-			return 0, err
-		}
-		copy(table, from)
 	}
 	return to, m.publish(m.l1, i, to, 1, to|entryCopied, off, 1)
 }
