@@ -80,10 +80,10 @@ func (p *Plan) addFirmware(img *Image, o Options) error {
 	}
 	loader := acpiLoader(tables)
 	var ram []byte
-	for _, e := range e820(p.RAM) {
-		ram = binary.LittleEndian.AppendUint64(ram, uint64(e.Base))
-		ram = binary.LittleEndian.AppendUint64(ram, e.Size)
-		ram = binary.LittleEndian.AppendUint32(ram, e.Type)
+	for _, r := range p.RAM { // whole: OVMF makes the holes below 1 MiB, and since 2026 wants low RAM in one entry from 0 on
+		ram = binary.LittleEndian.AppendUint64(ram, uint64(r.Base))
+		ram = binary.LittleEndian.AppendUint64(ram, r.Size)
+		ram = binary.LittleEndian.AppendUint32(ram, e820RAM)
 	}
 	for _, file := range []struct {
 		name string
