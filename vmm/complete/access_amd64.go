@@ -12,7 +12,6 @@ type piece struct {
 // operand is a translated memory operand of up to maxOperand bytes.
 type operand struct {
 	lin    uint64
-	n      int
 	pieces [maxOperand/page + 2]piece
 	count  int
 }
@@ -107,10 +106,11 @@ func (c *Completer) fetch() bool {
 	return true
 }
 
-// prepare translates the n bytes at lin; every page is checked before any is
+// prepare makes the n bytes at lin the operand; every page is checked before any is
 // touched.
-func (c *Completer) prepare(o *operand, lin uint64, n int, acc access) bool {
-	o.lin, o.n, o.count = lin, n, 0
+func (c *Completer) prepare(lin uint64, n int, acc access) bool {
+	o := &c.op
+	o.lin, o.count = lin, 0
 	for n > 0 {
 		k := min(n, page-int(lin%page))
 		gpa, ok := c.translate(lin, acc)
@@ -128,43 +128,29 @@ func (c *Completer) prepare(o *operand, lin uint64, n int, acc access) bool {
 	return true
 }
 
-// slice calls f for the parts of the bytes [from, from+n) of the operand: p is
-// the RAM, or nil for bytes the bus has, at gpa; i counts from from.
-func (o *operand) each(from, n int, f func(p []byte, gpa uint64, i, k int)) {
+// read copies bytes of the operand, at offset from, into buf.
+func (c *Completer) read(from int, buf []byte) { c.move(from, buf, false) }
+
+// write copies buf to the operand at offset from.
+func (c *Completer) write(from int, buf []byte) { c.move(from, buf, true) }
+
+func (c *Completer) move(from int, buf []byte, write bool) {
 	start := 0
-	for _, p := range o.pieces[:o.count] {
-		lo, hi := max(from, start), min(from+n, start+p.n)
+	for _, p := range c.op.pieces[:c.op.count] {
+		lo, hi := max(from, start), min(from+len(buf), start+p.n)
 		if lo < hi {
-			var ram []byte
-			if p.ram != nil {
-				ram = p.ram[lo-start : hi-start]
+			b := buf[lo-from : hi-from]
+			switch {
+			case p.ram == nil:
+				c.mmio(p.gpa+uint64(lo-start), b, write)
+			case write:
+				copy(p.ram[lo-start:], b)
+			default:
+				copy(b, p.ram[lo-start:])
 			}
-			f(ram, p.gpa+uint64(lo-start), lo-from, hi-lo)
 		}
 		start += p.n
 	}
-}
-
-// read copies bytes of the operand, at offset from, into buf.
-func (c *Completer) read(o *operand, from int, buf []byte) {
-	o.each(from, len(buf), func(p []byte, gpa uint64, i, k int) {
-		if p != nil {
-			copy(buf[i:i+k], p)
-			return
-		}
-		c.mmio(gpa, buf[i:i+k], false)
-	})
-}
-
-// write copies buf to the operand at offset from.
-func (c *Completer) write(o *operand, from int, buf []byte) {
-	o.each(from, len(buf), func(p []byte, gpa uint64, i, k int) {
-		if p != nil {
-			copy(p, buf[i:i+k])
-			return
-		}
-		c.mmio(gpa, buf[i:i+k], true)
-	})
 }
 
 // mmio hands bytes that are not RAM to the bus, as naturally aligned accesses

@@ -145,13 +145,13 @@ func (c *Completer) compareExchange() bool {
 		got = [2]uint64{old & width, old >> 32}
 	default:
 		b := c.buf[:n]
-		c.read(&c.op, 0, b)
+		c.read(0, b)
 		lo, hi := b[:n/2], b[n/2:]
 		got = [2]uint64{number(lo), number(hi)}
 		if got == want {
 			putNumber(lo, next[0])
 			putNumber(hi, next[1])
-			c.write(&c.op, 0, b)
+			c.write(0, b)
 		}
 	}
 	if got == want {
@@ -204,10 +204,10 @@ func (c *Completer) gather() bool {
 			ix := int64(number(index[i*isize:][:isize])) << shift >> shift
 			var lin uint64
 			lin, ok = c.linear(in.sseg, c.wrap(in.off+uint64(ix)<<in.scl), size, false)
-			if ok = ok && c.prepare(&c.op, lin, size, accRead); !ok {
+			if ok = ok && c.prepare(lin, size, accRead); !ok {
 				break
 			}
-			c.read(&c.op, 0, c.buf[:size])
+			c.read(0, c.buf[:size])
 			copy(d, c.buf[:size])
 		}
 		clear(m)

@@ -277,53 +277,24 @@ func (in *inst) size() int {
 	if in.bcast {
 		return in.element()
 	}
-	vl := 16 << in.ll
-	switch in.form & mMask {
-	case m1:
-		return 1
-	case m2:
-		return 2
-	case m4:
-		return 4
-	case m8:
-		return 8
-	case m10:
-		return 10
-	case m16:
-		return 16
-	case mVL:
-		return vl
-	case mVL2:
-		return vl / 2
-	case mVL4:
-		return vl / 4
-	case mVL8:
-		return vl / 8
-	case mOp:
-		return int(in.opBytes)
-	case mDup:
-		if vl == 32 {
-			return 32
-		}
-		return 8
-	case mW:
-		if in.w {
-			return 8
-		}
-		return 4
-	case mK:
-		return [...]int{2, 8, 1, 4}[in.pp<<1&2|in.wBit()>>7]
-	case mEnv:
-		n := 28
-		if in.opBytes == 2 {
-			n = 14
-		}
-		if in.op == 0xDD {
-			n += 80
-		}
-		return n
+	vl, word, dup, env := 16<<in.ll, 4, 8, 28
+	if in.w {
+		word = 8
 	}
-	return 0
+	if vl == 32 {
+		dup = 32
+	}
+	if in.opBytes == 2 {
+		env = 14
+	}
+	if in.op == 0xDD {
+		env += 80
+	}
+	return [...]int{
+		m1 / m1: 1, m2 / m1: 2, m4 / m1: 4, m8 / m1: 8, m10 / m1: 10, m16 / m1: 16,
+		mVL / m1: vl, mVL2 / m1: vl / 2, mVL4 / m1: vl / 4, mVL8 / m1: vl / 8, mDup / m1: dup,
+		mOp / m1: int(in.opBytes), mW / m1: word, mEnv / m1: env, mK / m1: [...]int{2, 8, 1, 4}[in.pp<<1&2|in.wBit()>>7],
+	}[in.form&mMask/m1]
 }
 
 // access is how the memory operand is accessed.
@@ -356,18 +327,18 @@ func (c *Completer) runForm() bool {
 	if (f&alV != 0 || f&al != 0 && !in.vex) && n >= 16 && lin%uint64(n) != 0 {
 		return c.raiseErr(vecGP, 0)
 	}
-	if !c.prepare(&c.op, lin, n, acc) {
+	if !c.prepare(lin, n, acc) {
 		return false
 	}
 	data := c.exec.operand(n)
 	if acc == accRead {
-		c.read(&c.op, 0, data)
+		c.read(0, data)
 	}
 	if !c.runHost() {
 		return false
 	}
 	if acc == accWrite {
-		c.write(&c.op, 0, data)
+		c.write(0, data)
 	}
 	return true
 }
@@ -445,13 +416,13 @@ func (c *Completer) runMasked(n int, acc access) bool {
 		}
 		off := in.off + uint64(lo)
 		lin, ok := c.linear(in.sseg, c.wrap(off), hi-lo, acc == accWrite)
-		if !ok || !c.prepare(&c.op, lin, hi-lo, acc) {
+		if !ok || !c.prepare(lin, hi-lo, acc) {
 			return false
 		}
 	}
 	for i := lo; acc == accRead && i < hi; i += size {
 		if active(i) {
-			c.read(&c.op, i-lo, data[i:i+size])
+			c.read(i-lo, data[i:i+size])
 		}
 	}
 	if !c.runHost() {
@@ -459,7 +430,7 @@ func (c *Completer) runMasked(n int, acc access) bool {
 	}
 	for i := lo; acc == accWrite && i < hi; i += size {
 		if active(i) {
-			c.write(&c.op, i-lo, data[i:i+size])
+			c.write(i-lo, data[i:i+size])
 		}
 	}
 	return true

@@ -47,15 +47,7 @@ func (in *inst) element() int {
 	if in.w {
 		w = 2
 	}
-	switch in.form & elems {
-	case elem1:
-		return 1
-	case elem2:
-		return 2
-	case elemB:
-		return w
-	}
-	return 4 * w
+	return [...]int{4 * w, elem1 / elem1: 1, elem2 / elem1: 2, elemW / elem1: 4 * w, elemB / elem1: w}[in.form&elems/elem1]
 }
 
 // step512 checks and executes what AVX-512 brought. Every condition under which

@@ -159,7 +159,7 @@ func (c *Completer) toHost(components uint64, mxcsr uint32) {
 	if sw := le.Uint16(s[xFSW:]); sw&^le.Uint16(s[xFCW:])&0x3f == 0 {
 		le.PutUint16(s[xFSW:], sw&^0x8080)
 	}
-	for i := 2; i < 8; i++ {
+	for i := 2; i < 8; i++ { // the rest of them
 		if components>>i&1 != 0 {
 			from, end := c.component(i)
 			copy(s[from:end], x[from:end])
@@ -174,10 +174,7 @@ func (c *Completer) fromHost(components uint64) {
 		copy(x[:xMXCSR], s)
 		copy(x[xST:xXMM], s[xST:])
 	}
-	if components&xSSE != 0 {
-		copy(x[xXMM:xXMMEnd], s[xXMM:])
-	}
-	for i := 2; i < 8; i++ {
+	for i := 1; i < 8; i++ {
 		if components>>i&1 != 0 {
 			from, end := c.component(i)
 			copy(x[from:end], s[from:end])

@@ -75,14 +75,14 @@ func (c *Completer) x87() bool {
 		data = c.exec.operand(in.size())
 		// A store that an unmasked exception suppresses leaves memory as it is.
 		if acc == accRead || le.Uint16(c.cpu.XSAVE[xFCW:])&0x3f != 0x3f {
-			c.read(&c.op, 0, data)
+			c.read(0, data)
 		}
 	}
 	if !c.runHost() {
 		return false
 	}
 	if in.mem && acc == accWrite {
-		c.write(&c.op, 0, data)
+		c.write(0, data)
 	}
 	if !noWait && !control {
 		c.x87Pointers()

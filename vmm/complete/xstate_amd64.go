@@ -38,12 +38,12 @@ var le = binary.LittleEndian
 func (c *Completer) settle(components uint64) bool {
 	x := c.cpu.XSAVE
 	bv := le.Uint64(x[xBV:])
-	for i := 2; i < 32; i++ {
+	for i := 1; i < 32; i++ {
 		if components>>i&1 == 0 {
 			continue
 		}
 		off, end := c.component(i)
-		if off < xHeaderEnd || end > len(x) {
+		if off == 0 || end > len(x) {
 			return c.deny("the XSAVE image is too short for the instruction's registers")
 		}
 		if bv>>i&1 == 0 {
@@ -55,15 +55,15 @@ func (c *Completer) settle(components uint64) bool {
 		clear(x[xST:xXMM])
 		le.PutUint16(x[xFCW:], fcwInit)
 	}
-	if components&^bv&xSSE != 0 {
-		clear(x[xXMM:xXMMEnd])
-	}
 	le.PutUint64(x[xBV:], bv|components)
 	return true
 }
 
-// component returns where component i >= 2 lies in the standard format.
+// component returns where component i >= 1 lies in the standard format.
 func (c *Completer) component(i int) (off, end int) {
+	if i == 1 {
+		return xXMM, xXMMEnd
+	}
 	return int(c.guest.xOff[i]), int(c.guest.xOff[i] + c.guest.xSize[i])
 }
 
@@ -116,7 +116,7 @@ func (c *Completer) area(n int, align uint64, acc access) bool {
 	if lin%align != 0 {
 		return c.raiseErr(vecGP, 0)
 	}
-	return c.prepare(&c.op, lin, n, acc)
+	return c.prepare(lin, n, acc)
 }
 
 // legacy copies the x87 part of an image, from the guest's state or to it. The
@@ -166,10 +166,7 @@ func (c *Completer) load(b []byte, components uint64, at *layout) {
 // part returns component i >= 1 of the guest's state as far as it exists in this
 // mode: 32-bit code has eight of the XMM and YMM registers.
 func (c *Completer) part(i int) []byte {
-	from, end := xXMM, xXMMEnd
-	if i > 1 {
-		from, end = c.component(i)
-	}
+	from, end := c.component(i)
 	if i <= 2 && c.in.mode != 64 {
 		end = from + 128
 	}
@@ -190,10 +187,10 @@ func (c *Completer) fxsave() bool {
 		return false
 	}
 	b := c.buf[:512]
-	c.read(&c.op, 0, b)
+	c.read(0, b)
 	c.save(b, c.fxComponents(), &layout{1: xXMM})
 	c.putMXCSR(b)
-	c.write(&c.op, 0, b)
+	c.write(0, b)
 	return true
 }
 
@@ -202,7 +199,7 @@ func (c *Completer) fxrstor() bool {
 		return false
 	}
 	b := c.buf[:512]
-	c.read(&c.op, 0, b)
+	c.read(0, b)
 	mxcsr := le.Uint32(b[xMXCSR:])
 	if mxcsr&^c.mxcsrMask != 0 {
 		return c.raiseErr(vecGP, 0)
@@ -245,10 +242,10 @@ func (c *Completer) controlWord(load bool) bool {
 	b := c.buf[:4]
 	if !load {
 		le.PutUint32(b, c.mxcsr())
-		c.write(&c.op, 0, b)
+		c.write(0, b)
 		return true
 	}
-	c.read(&c.op, 0, b)
+	c.read(0, b)
 	v := le.Uint32(b)
 	if v&^c.mxcsrMask != 0 {
 		return c.raiseErr(vecGP, 0)
@@ -328,7 +325,7 @@ func (c *Completer) xsave(opt, compact bool) bool {
 	}
 	le.PutUint64(x[xBV:], inUse) // settle has marked what was only made readable
 	b := c.buf[:n]
-	c.read(&c.op, 0, b)
+	c.read(0, b)
 	c.save(b, put, &at)
 	if compact && put&xSSE != 0 || !compact && want&(xSSE|xAVX) != 0 {
 		c.putMXCSR(b)
@@ -339,7 +336,7 @@ func (c *Completer) xsave(opt, compact bool) bool {
 		le.PutUint64(b[xCompBV:], compBV|compacted)
 	}
 	le.PutUint64(b[xBV:], bv)
-	c.write(&c.op, 0, b)
+	c.write(0, b)
 	return true
 }
 
@@ -351,7 +348,7 @@ func (c *Completer) xrstor() bool {
 		return false
 	}
 	b := c.buf[:]
-	c.read(&c.op, 0, b[:xHeaderEnd])
+	c.read(0, b[:xHeaderEnd])
 	bv, compBV := le.Uint64(b[xBV:]), le.Uint64(b[xCompBV:])
 	compact := compBV&compacted != 0
 	compBV &^= compacted
@@ -380,7 +377,7 @@ func (c *Completer) xrstor() bool {
 	if !ok || !c.area(n, 64, accRead) || !c.settle(want) {
 		return false
 	}
-	c.read(&c.op, xHeaderEnd, b[xHeaderEnd:n])
+	c.read(xHeaderEnd, b[xHeaderEnd:n])
 	c.load(b, want&bv, &at)
 	// What the image leaves out goes to its initial state.
 	x := c.cpu.XSAVE
