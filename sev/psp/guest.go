@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -43,7 +44,7 @@ type player struct {
 	resume  chan struct{} // to it
 	quit    chan struct{} // closed with the vCPU
 	once    sync.Once
-	pending func(run []byte) // completes the exit that user space was given
+	pending func(run []byte) error // completes the exit that user space was given
 }
 
 // exit is an exit that a script makes: fill writes it into kvm_run, done reads
@@ -51,7 +52,7 @@ type player struct {
 type exit struct {
 	reason uint32
 	fill   func(u []byte)
-	done   func(run []byte)
+	done   func(run []byte) error
 	errno  error
 }
 
@@ -75,7 +76,9 @@ func (c *cpu) enter() error {
 		return unix.EINVAL // no VMSA to enter the guest with
 	}
 	if c.pending != nil {
-		c.pending(c.run)
+		if err := c.pending(c.run); err != nil {
+			return err
+		}
 		c.pending = nil
 		if c.immediateExit() {
 			return c.interrupted(true)
@@ -108,11 +111,14 @@ func (c *cpu) enter() error {
 	}
 }
 
+// completed completes an exit that wants no answer.
+func completed([]byte) error { return nil }
+
 // interrupted leaves KVM_RUN as a signal does. The script, where it waits for the
 // end of its exit, goes on with the next entry.
 func (c *cpu) interrupted(waits bool) error {
 	if waits {
-		c.pending = func([]byte) {}
+		c.pending = completed
 	}
 	le.PutUint32(c.run[runExitReason:], 10) // KVM_EXIT_INTR
 	return unix.EINTR
@@ -124,10 +130,8 @@ func (c *cpu) leave(e exit) error {
 	if e.fill != nil {
 		e.fill(c.run[runUnion:])
 	}
-	c.pending = func(run []byte) {
-		if e.done != nil {
-			e.done(run)
-		}
+	if c.pending = e.done; e.done == nil {
+		c.pending = completed
 	}
 	return e.errno
 }
@@ -187,10 +191,11 @@ func (g *Guest) io(port uint16, size int, data []byte, write bool) {
 		le.PutUint16(u[2:], port)
 		le.PutUint32(u[4:], uint32(len(data)/size))
 		le.PutUint64(u[8:], pageSize)
-	}, done: func([]byte) {
+	}, done: func([]byte) error {
 		if !write {
 			copy(data, area)
 		}
+		return nil
 	}})
 }
 
@@ -203,10 +208,11 @@ func (g *Guest) MMIO(addr uint64, data []byte, write bool) {
 			u[20] = 1
 		}
 		le.PutUint32(u[16:], uint32(len(data)))
-	}, done: func(run []byte) {
+	}, done: func(run []byte) error {
 		if !write {
 			copy(data, run[runUnion+8:])
 		}
+		return nil
 	}})
 }
 
@@ -225,7 +231,10 @@ func (g *Guest) Convert(gpa, pages uint64, private bool) (answer uint64, err err
 		if private {
 			le.PutUint64(u[24:], 1<<4) // encrypted, 4 KiB
 		}
-	}, done: func(run []byte) { answer = get(run, runUnion+56, 8) }})
+	}, done: func(run []byte) error {
+		answer = get(run, runUnion+56, 8)
+		return nil
+	}})
 	return answer, nil
 }
 
@@ -299,14 +308,27 @@ func (g *Guest) Certificates(gpa, pages uint64) (answer, wanted uint64) {
 	g.exit(exit{reason: exitSNPReqCerts, fill: func(u []byte) {
 		le.PutUint64(u, gpa)
 		le.PutUint64(u[8:], pages)
-	}, done: func(run []byte) {
+	}, done: func(run []byte) error {
 		wanted, answer = get(run, runUnion+8, 8), get(run, runUnion+16, 8)
+		if !slices.Contains([]uint64{0, uint64(unix.EIO), uint64(unix.EAGAIN), uint64(unix.ENOSPC)}, answer) {
+			return unix.EINVAL
+		}
+		return nil
 	}})
 	return answer, wanted
 }
 
 // Report asks the firmware for an attestation report.
 func (g *Guest) Report(q ReportRequest) ([]byte, error) { return g.c.m.Report(q) }
+
+// Machine returns the vCPU's VM.
+func (g *Guest) Machine() *Machine { return g.c.m }
+
+// Launch returns what the firmware knows of the guest.
+func (g *Guest) Launch() Launch {
+	l, _ := g.c.m.Launched()
+	return l
+}
 
 // RAM returns the end of the memory that begins at address 0.
 func (g *Guest) RAM() uint64 {
