@@ -75,16 +75,10 @@ func PlanFirmware(p *boot.Plan) error {
 		return fmt.Errorf("firmware: %w", err)
 	}
 	l := FirmwareLaunch{VMM: QEMU, Firmware: f}
-	if k := p.Firmware.Kernel; k != nil {
-		var initrd io.Reader
-		if i := p.Firmware.Initrd; i != nil {
-			initrd = io.NewSectionReader(i, 0, i.Size())
-		}
-		hashes, err := HashKernel(io.NewSectionReader(k, 0, k.Size()), initrd, p.Cmdline)
-		if err != nil {
+	if p.Firmware.Kernel != nil {
+		if l.Kernel, err = hashHandOver(p); err != nil {
 			return err
 		}
-		l.Kernel = &hashes
 	}
 	sections, err := l.sections(f)
 	if err != nil {
@@ -106,4 +100,40 @@ func PlanFirmware(p *boot.Plan) error {
 	}
 	p.X86APs = &aps
 	return nil
+}
+
+// hashHandOver hashes what the plan's firmware is handed.
+func hashHandOver(p *boot.Plan) (*Hashes, error) {
+	var initrd io.Reader
+	if i := p.Firmware.Initrd; i != nil {
+		initrd = io.NewSectionReader(i, 0, i.Size())
+	}
+	k := p.Firmware.Kernel
+	h, err := HashKernel(io.NewSectionReader(k, 0, k.Size()), initrd, p.Cmdline)
+	return &h, err
+}
+
+// PlanHashes adds the hashes of kernel, initrd and command line to the plan of a
+// plain guest, if its firmware is one that asks for them: OVMF's AmdSev build
+// boots no kernel without, under SEV or not.
+func PlanHashes(p *boot.Plan) error {
+	f, err := ParseFirmware(p.Regions[0].Data)
+	if err != nil || p.Firmware.Kernel == nil {
+		return nil // not OVMF, or nothing to hash
+	}
+	table, err := f.HashTable()
+	if err != nil {
+		return nil // a build that does not ask
+	}
+	hashes, err := hashHandOver(p)
+	if err != nil {
+		return err
+	}
+	page, err := hashes.Page(table)
+	at := memory.Range{Base: memory.GPA(table &^ (PageSize - 1)), Size: PageSize}
+	if err == nil && !p.RAM[0].Contains(at.Base, at.Size) {
+		err = fmt.Errorf("kernel hash table at %#x is outside the guest's memory: give it more with -M", table)
+	}
+	p.Regions = slices.Insert(p.Regions, 0, boot.Region{Range: at, Name: "kernel hashes", Kind: boot.Normal, Data: blob(page)})
+	return err
 }

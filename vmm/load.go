@@ -162,8 +162,12 @@ func (l *loaded) load(cfg *Config) error {
 	if l.plan, err = l.image.Plan(opts); err != nil {
 		return fmt.Errorf("%s: %w", cmp.Or(cfg.Image, cfg.Firmware), err)
 	}
-	if cfg.SNP != nil && cfg.Firmware != "" {
-		if err := sev.PlanFirmware(l.plan); err != nil {
+	if cfg.Firmware != "" {
+		hash := sev.PlanHashes
+		if cfg.SNP != nil {
+			hash = sev.PlanFirmware
+		}
+		if err := hash(l.plan); err != nil {
 			return fmt.Errorf("--firmware %s: %w", cfg.Firmware, err)
 		}
 	}
