@@ -70,6 +70,12 @@ func TestFlagRefusals(t *testing.T) {
 		{"-v /tmp,rw a", "unknown option"},
 		{"-v :tag a", "the form is"},
 		{"--rng --no-rng a", "exclude"},
+		{"--sev-snp=polcy=30000 a", "polcy=30000: unknown"},
+		{"--sev-snp=policy=xyz a", "no hexadecimal number"},
+		{"--sev-snp=host-data=0102 a", "want 32 bytes"},
+		{"--sev-snp=cbit=5 a", "give 32 to 62"},
+		{"--sev-snp=id-block=flags.go a", "bytes"},
+		{"--sev-snp=id-auth=nowhere a", "no such file"},
 	} {
 		_, err := parseFlags(t, strings.Fields(c.args)...)
 		if err == nil || !strings.Contains(err.Error(), c.say) {

@@ -357,18 +357,13 @@ func (f *snpFlags) writeIDBlock(d sev.Digest) (*sev.KeyDigests, error) {
 	cmd.Stderr = &said
 	out, err := cmd.Output()
 	if err != nil {
-		why := strings.TrimPrefix(strings.TrimSpace(said.String()), "gvmm: ")
-		return nil, cmp.Or(errorOf(why), err)
+		if why := strings.TrimPrefix(strings.TrimSpace(said.String()), "gvmm: "); why != "" {
+			err = errors.New(why)
+		}
+		return nil, err
 	}
 	digests := new(sev.KeyDigests)
 	return digests, json.Unmarshal(out, digests)
-}
-
-func errorOf(why string) error {
-	if why == "" {
-		return nil
-	}
-	return errors.New(why)
 }
 
 // snpResult is what measure prints.

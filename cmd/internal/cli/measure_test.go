@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/binary"
 	"encoding/json"
 	"encoding/pem"
 	"os"
@@ -58,6 +59,50 @@ func TestMeasureSNP(t *testing.T) {
 	}
 }
 
+// gvmm's own launches: what shapes the guest shows in the digest, what does not,
+// does not, and an ID block has the policy of the launch.
+func TestMeasureOwn(t *testing.T) {
+	image := filepath.Join(t.TempDir(), "image")
+	b := make([]byte, 0x3000) // an ELF64 with one segment and no notes
+	copy(b, "\x7fELF\x02\x01\x01")
+	for at, v := range map[int]uint16{16: 2, 18: 62, 54: 56, 56: 1, 64: 1, 68: 5} {
+		binary.LittleEndian.PutUint16(b[at:], v)
+	}
+	for at, v := range map[int]uint64{24: 0x100000, 32: 64, 72: 0x1000, 80: 0x100000, 88: 0x100000, 96: 0x2000, 104: 0x4000} {
+		binary.LittleEndian.PutUint64(b[at:], v)
+	}
+	b[0x1000] = 0xf4
+	write := func() {
+		t.Helper()
+		if err := os.WriteFile(image, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write()
+	plain := measured(t, "snp", image)
+	if len(plain) != 97 || plain != measured(t, "snp", "--sev-snp=policy=b0000,host-data="+strings.Repeat("01", 32), "--vcpus", "1", image) {
+		t.Errorf("policy and host data show in the digest, which is %s", plain)
+	}
+	seen := map[string]bool{plain: true}
+	for _, flags := range [][]string{{"-c", "2"}, {"-M", "64M"}, {"-a", "x"}, {"-i", image}, {"-d", image}, {"--sev-snp=cbit=47"},
+		{"--sev-snp=features=20"}, {"--machine=pc"}, {"--firmware", ovmfTail}, {"-d", image, "--console=virtio"}} {
+		d := measured(t, append(append([]string{"snp"}, flags...), image)...)
+		if seen[d] {
+			t.Errorf("%q do not show in the digest", flags)
+		}
+		seen[d] = true
+	}
+	lines := strings.Split(strings.TrimSpace(measured(t, "snp", "--explain", "-c", "2", image)), "\n")
+	if last := lines[len(lines)-1]; !strings.Contains(last, "vcpu 1") || !strings.HasSuffix(last, lines[0]) || !strings.Contains(lines[2], "secrets") {
+		t.Errorf("--explain: %q", lines)
+	}
+	b[0x2fff] ^= 1
+	write()
+	if measured(t, "snp", image) == plain {
+		t.Error("a changed byte does not show in the digest")
+	}
+}
+
 func TestMeasureIDBlock(t *testing.T) {
 	dir := t.TempDir()
 	key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
@@ -96,6 +141,19 @@ func TestMeasureIDBlock(t *testing.T) {
 	}
 	if d := sev.Digest(b); out[:96] != d.String() {
 		t.Errorf("block is for digest %s, printed %s", d, out)
+	}
+	// Both files are those that a launch takes, which then has the block's policy.
+	cfg, err := parseFlags(t, "--sev-snp=id-block="+block+",id-auth="+auth, "image")
+	if err != nil || cfg.SNP.Policy != 0xb0000 || !bytes.Equal(cfg.SNP.IDAuth, a) {
+		t.Errorf("launch with the block: %v", err)
+	}
+	if _, err := parseFlags(t, "--sev-snp=policy=30000,id-block="+block+",id-auth="+auth, "image"); err == nil || !strings.Contains(err.Error(), "for policy b0000") {
+		t.Errorf("another policy: %v", err)
+	}
+	// The same for gvmm's own launch, whose policy the block takes over.
+	measured(t, "snp", "--sev-snp=policy=70000", "--firmware", ovmfTail, "--id-block", block, "--id-auth", auth, "--id-key", pemFile)
+	if b, err = os.ReadFile(block); err != nil || b[90] != 7 {
+		t.Errorf("own launch's block has policy % x, %v", b[88:], err)
 	}
 }
 
