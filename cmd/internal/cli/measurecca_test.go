@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -54,8 +55,25 @@ func TestMeasureCCA(t *testing.T) {
 		}
 		seen[got] = flag
 	}
+	// Realms of gvmm's own: the device tree has the command line and the devices.
+	own := []string{"cca", "-M", "128M"}
+	for _, flags := range [][]string{
+		nil, {"--machine=lkvm"}, {"-a", "quiet"}, {"-c", "2"}, {"--realm=hash=sha512"}, {"--realm=abi=v12"}, {"--realm=abi=v14"}, {"--no-rng"}, {"-i", kernel}, {"--machine=microvm"},
+	} {
+		got := measured(t, append(append(own, flags...), kernel)...)
+		if old, dup := seen[got]; dup {
+			t.Errorf("own: %q changes no more than %s", flags, old)
+		}
+		seen[got] = fmt.Sprint(flags)
+	}
+	for _, flags := range [][]string{{"--realm"}, {"--realm=rpv=00,abi=300"}, {"--realm=hash=sha256", "--rmm=1"}} {
+		if got := measured(t, append(append(own, flags...), kernel)...); seen[got] != "[]" {
+			t.Errorf("%q changes the RIM: %s", flags, got)
+		}
+	}
 	for say, args := range map[string][]string{
-		"--machine lkvm": {"cca", kernel}, "--dump-dtb": {"cca", "--machine=lkvm", kernel}, "sha384": append(args, "--hash=sha384", kernel),
+		"--dtb goes with": {"cca", "--dtb=x", kernel}, "v12 measures": append(args, "--hash=sha512", "--realm=abi=v12", kernel), "abi \"v11\"": append(args, "--realm=abi=v11", kernel),
+		"only with --dtb": {"cca", "--ripas=bss", kernel}, "sha384": append(args, "--hash=sha384", kernel),
 		"give all or bss": append(args, "--ripas=none", kernel), "RMM version 3": append(args, "--rmm=3", kernel), "regular": append(args, dir),
 		"not an arm64 Image": append(args, filepath.Join(dir, "dtb")), "no such file": append(args, "-i", "nothing", kernel),
 	} {
