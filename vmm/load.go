@@ -128,12 +128,16 @@ func (l *loaded) load(cfg *Config) error {
 	}
 	if cfg.RNG == Auto {
 		cfg.RNG = On
-		if l.image.Unikraft {
-			cfg.RNG = Off // it reads RDRAND, and complains of devices it has no driver for
+		if l.image.Unikraft || cfg.Machine == boot.MachineLKVM {
+			cfg.RNG = Off // Unikraft reads RDRAND, and complains of devices it has no driver for; kvmtool gives none unasked
 		}
+	}
+	if a := cfg.ARM64; l.image.Arch != boot.ARM64 && (a.IRQChip != "" || a.Transport != "" || a.PMU) {
+		return fmt.Errorf("%s: --irqchip, --virtio-transport and --pmu are for arm64 guests, this is an %s one", cfg.Image, l.image.Arch)
 	}
 	opts.ARM64 = cfg.ARM64
 	opts.ARM64.Devices = cfg.deviceCount()
+	opts.ARM64.HVC, opts.ARM64.Bare = cfg.Console == VirtioConsole, cfg.NoAuto
 	for i := range cfg.deviceCount() {
 		if l.image.Arch == boot.ARM64 {
 			break // its machines place devices themselves
