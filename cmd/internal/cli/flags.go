@@ -57,6 +57,9 @@ func machineFlags(fs *pflag.FlagSet, cfg *vmm.Config) (finish func(args []string
 	fs.BoolVar(&noRNG, "no-rng", false, "give it none")
 	fs.StringVar(&console, "console", string(vmm.SerialConsole), "the guest's console: `serial|virtio`")
 	fs.StringVar(&machine, "machine", string(boot.MachineAuto), "platform layout: `auto|pc|microvm|virt|lkvm` (arm64 has the last three)")
+	fs.StringVar((*string)(&cfg.ARM64.IRQChip), "irqchip", "", "arm64: interrupt controller `gicv2|gicv3|gicv3-its` (default: the best that image and host have)")
+	fs.StringVar((*string)(&cfg.ARM64.Transport), "virtio-transport", "", "arm64: devices behind `mmio|pci` (default: mmio, on lkvm pci)")
+	fs.BoolVar(&cfg.ARM64.PMU, "pmu", false, "arm64: give the vCPUs performance monitors")
 	fs.StringVar(&cfg.Firmware, "firmware", "", "boot firmware `FILE` (OVMF.fd) and hand it the kernel, initrd and parameters by fw_cfg; without a kernel it boots a disk")
 	fs.StringVar(&policy, "cet", string(cet.Auto), "shadow stacks and IBT (Intel CET): `off|auto|require`; auto gives the guest what the host has")
 	fs.StringVar((*string)(&cfg.CETPreset), "cet-preset", "", "start the guest with supervisor `ibt|shstk` on, for images that do not do it themselves (64-bit entry)")
@@ -65,7 +68,7 @@ func machineFlags(fs *pflag.FlagSet, cfg *vmm.Config) (finish func(args []string
 	snpFlag(fs, cfg)
 	realmFlag(fs, cfg)
 	fs.StringVar(&cfg.Name, "name", "", "`NAME` of the VM in gvmm's messages (default: the image; its name and process id in the log)")
-	fs.BoolVar(&cfg.NoAuto, "no-auto", false, "add no netdev.ip= or vfs.fstab= parameters for Unikraft images")
+	fs.BoolVar(&cfg.NoAuto, "no-auto", false, "add no netdev.ip= or vfs.fstab= parameters for Unikraft images; on lkvm, no parameters at all (--nodefaults)")
 
 	return func(args []string, dash int) error {
 		if dash >= 0 {

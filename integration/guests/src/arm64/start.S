@@ -11,6 +11,8 @@ head:
 	.quad	0, 0, 0
 	.ascii	"ARM\x64"
 	.long	0
+
+	.text
 start:
 	mov	x19, x0
 	adr	x1, vectors
