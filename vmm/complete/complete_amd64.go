@@ -291,10 +291,10 @@ func (in *inst) size() int {
 		env += 80
 	}
 	return [...]int{
-		m1 / m1: 1, m2 / m1: 2, m4 / m1: 4, m8 / m1: 8, m10 / m1: 10, m16 / m1: 16,
-		mVL / m1: vl, mVL2 / m1: vl / 2, mVL4 / m1: vl / 4, mVL8 / m1: vl / 8, mDup / m1: dup,
-		mOp / m1: int(in.opBytes), mW / m1: word, mEnv / m1: env, mK / m1: [...]int{2, 8, 1, 4}[in.pp<<1&2|in.wBit()>>7],
-	}[in.form&mMask/m1]
+		m1 >> mShift: 1, m2 >> mShift: 2, m4 >> mShift: 4, m8 >> mShift: 8, m10 >> mShift: 10, m16 >> mShift: 16,
+		mVL >> mShift: vl, mVL2 >> mShift: vl / 2, mVL4 >> mShift: vl / 4, mVL8 >> mShift: vl / 8, mDup >> mShift: dup,
+		mOp >> mShift: int(in.opBytes), mW >> mShift: word, mEnv >> mShift: env, mK >> mShift: [...]int{2, 8, 1, 4}[in.pp<<1&2|in.wBit()>>7],
+	}[in.form&mMask>>mShift]
 }
 
 // access is how the memory operand is accessed.

@@ -47,7 +47,7 @@ func (in *inst) element() int {
 	if in.w {
 		w = 2
 	}
-	return [...]int{4 * w, elem1 / elem1: 1, elem2 / elem1: 2, elemW / elem1: 4 * w, elemB / elem1: w}[in.form&elems/elem1]
+	return [...]int{4 * w, elem1 >> elemShift: 1, elem2 >> elemShift: 2, elemW >> elemShift: 4 * w, elemB >> elemShift: w}[in.form&elems>>elemShift]
 }
 
 // step512 checks and executes what AVX-512 brought. Every condition under which

@@ -66,6 +66,8 @@ const (
 	l2    form = 1 << 57 // 512 bits only
 	whole form = 1 << 58 // a masked memory operand is read whole, or not one-to-one: not on the list
 
+	mShift, elemShift = 4, 54
+
 	extShift = 40 // the allowed values of ModRM.reg as 8 bits; 0: all
 	hand     = 48 // who does it, 5 bits; 0: the host processor
 )
