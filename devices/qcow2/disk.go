@@ -99,8 +99,12 @@ func (m *Image) publish(table, i, off, n, entry, old, oldN uint64) error {
 		} else {
 			binary.BigEndian.PutUint64(e[8*k:], entry)
 		}
+		if uint64(len(refs)) > n-k-1 { // the last one takes what there are more of
+			keep := uint64(len(refs)) - (n - k - 1)
+			m.release(refs[:keep])
+			refs = refs[keep:]
+		}
 	}
-	m.release(refs)
 	return nil
 }
 
