@@ -2,20 +2,27 @@ package virtio
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 )
 
 // Features, requests and answers of the block device (virtio 1.3 5.2.3, 5.2.6).
 const (
-	blkSegMax    = 1 << 2
-	blkReadOnly  = 1 << 5
-	blkBlockSize = 1 << 6
-	blkFlush     = 1 << 9
+	blkSegMax      = 1 << 2
+	blkReadOnly    = 1 << 5
+	blkBlockSize   = 1 << 6
+	blkFlush       = 1 << 9
+	blkDiscard     = 1 << 13
+	blkWriteZeroes = 1 << 14
 
-	blkIn    = 0
-	blkOut   = 1
-	blkSync  = 4
-	blkGetID = 8
+	blkIn         = 0
+	blkOut        = 1
+	blkSync       = 4
+	blkGetID      = 8
+	blkForget     = 11
+	blkZero       = 13
+	blkRangeBytes = 16 // of a range to discard or zero
+	blkMaxRanges  = 16
 
 	blkOK          = 0
 	blkIOError     = 1
@@ -43,6 +50,10 @@ type Disk interface {
 	// ReadVec fills b from off on, WriteVec writes b there: all or an error.
 	ReadVec(b Buffers, off int64) error
 	WriteVec(b Buffers, off int64) error
+	// Discard says that n bytes at off are not needed any more: they may read as
+	// anything. WriteZeroes has them read as zero.
+	Discard(off, n uint64) error
+	WriteZeroes(off, n uint64) error
 	// Flush returns once everything written is on stable storage.
 	Flush() error
 }
@@ -62,13 +73,19 @@ func NewBlk(disk Disk, serial string) (*Blk, error) {
 	if len(serial) > blkSerialBytes {
 		return nil, fmt.Errorf("virtio-blk: serial number %q: longer than %d bytes", serial, blkSerialBytes)
 	}
-	config := make([]byte, 24) // up to blk_size
+	config := make([]byte, 60) // up to write_zeroes_may_unmap
 	binary.LittleEndian.PutUint64(config[0:], disk.Size()/sector)
 	binary.LittleEndian.PutUint32(config[12:], blkQueueSize-2) // seg_max: header and status take two
 	binary.LittleEndian.PutUint32(config[20:], disk.BlockSize())
 	features := uint64(blkSegMax | blkBlockSize | blkFlush)
 	if disk.ReadOnly() {
 		features |= blkReadOnly
+	} else {
+		features |= blkDiscard | blkWriteZeroes
+		for at, v := range map[int]uint32{36: maxTransfer / sector, 40: blkMaxRanges, 44: disk.BlockSize() / sector, 48: maxTransfer / sector, 52: blkMaxRanges} {
+			binary.LittleEndian.PutUint32(config[at:], v)
+		}
+		config[56] = 1 // zeroed blocks may give back their storage
 	}
 	b := &Blk{disk: disk, base: base{name: "virtio-blk", id: 2, features: features, queues: []uint16{blkQueueSize}, config: config}}
 	copy(b.serial[:], serial)
@@ -121,6 +138,10 @@ func (b *Blk) request(s *Session, q *Queue, c *Chain) uint32 {
 			if b.disk.Flush() == nil {
 				status = blkOK
 			}
+		case blkForget, blkZero:
+			if b.ranges(header[0], c) == nil {
+				status = blkOK
+			}
 		case blkGetID:
 			status, written = blkOK, c.Writable.CopyFrom(b.serial[:min(len(b.serial), room)], 0)
 		default:
@@ -129,6 +150,35 @@ func (b *Blk) request(s *Session, q *Queue, c *Chain) uint32 {
 	}
 	c.Writable.CopyFrom([]byte{status}, room)
 	return uint32(written + 1)
+}
+
+var errRanges = errors.New("virtio-blk: malformed ranges, or a disk that is not written")
+
+// ranges discards or zeroes the ranges that a request lists (virtio 1.3 5.2.6).
+func (b *Blk) ranges(kind byte, c *Chain) error {
+	var list [blkMaxRanges * blkRangeBytes]byte
+	n := c.Readable.Len() - blkHeaderBytes
+	if b.disk.ReadOnly() || n <= 0 || n > len(list) || n%blkRangeBytes != 0 {
+		return errRanges
+	}
+	c.Readable.CopyTo(list[:n], blkHeaderBytes)
+	for at := 0; at < n; at += blkRangeBytes {
+		r := list[at:]
+		n, flags := int(binary.LittleEndian.Uint32(r[8:]))*sector, binary.LittleEndian.Uint32(r[12:])
+		off, ok := b.place(binary.LittleEndian.Uint64(r), n)
+		const unmap = 1 // may give back the storage
+		call, known := b.disk.WriteZeroes, uint32(unmap)
+		if kind == blkForget {
+			call, known = b.disk.Discard, 0
+		}
+		if !ok || flags&^known != 0 {
+			return errRanges
+		}
+		if err := call(uint64(off), uint64(n)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // place checks a request for n bytes at a sector against the disk and returns

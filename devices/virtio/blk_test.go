@@ -103,6 +103,16 @@ func TestBlkIntegrity(t *testing.T) {
 		for range 150 {
 			n := 1 + rng.IntN(16)
 			at := rng.IntN(size/512 - n + 1)
+			if rng.IntN(8) == 0 { // zero one range and forget nothing of it
+				r := binary.LittleEndian.AppendUint64(nil, uint64(at))
+				r = binary.LittleEndian.AppendUint64(r, uint64(n)|uint64(rng.IntN(2))<<32)
+				c.r.put(dataAt, append(r, r...))
+				if status, _ := c.do(blkZero, 0, guestBuffer{dataAt, 2 * blkRangeBytes, false}); status != blkOK {
+					t.Fatalf("zero %d at %d: status %d", n, at, status)
+				}
+				clear(model[at*512:][:n*512])
+				continue
+			}
 			data := make([]byte, n*512)
 			// Split the data over descriptors at odd places.
 			var bufs []guestBuffer
@@ -160,6 +170,10 @@ type fakeDisk struct {
 	lastOff, lastLen, cap int64
 }
 
+func (d *fakeDisk) Discard(off, n uint64) error { return d.WriteZeroes(off, n) }
+func (d *fakeDisk) WriteZeroes(off, n uint64) error {
+	return d.WriteVec(Buffers{make([]byte, n)}, int64(off))
+}
 func (d *fakeDisk) BlockSize() uint32 { return 512 }
 func (d *fakeDisk) ReadOnly() bool    { return d.readOnly }
 func (d *fakeDisk) Size() uint64 {
@@ -216,6 +230,12 @@ func TestBlkRequests(t *testing.T) {
 		{name: "serial", kind: blkGetID, data: []guestBuffer{data(20, true)}, status: blkOK, written: 21},
 		{name: "short serial", kind: blkGetID, data: []guestBuffer{data(3, true)}, status: blkOK, written: 4},
 		{name: "serial in a large buffer", kind: blkGetID, data: []guestBuffer{data(100, true)}, status: blkOK, written: 21},
+		// The data is 0xee all over: a sector, or a flag, that does not exist.
+		{name: "zero too far", kind: blkZero, data: []guestBuffer{data(16, false)}, status: blkIOError, written: 1},
+		{name: "zero nothing", kind: blkZero, status: blkIOError, written: 1},
+		{name: "zero part of a range", kind: blkZero, data: []guestBuffer{data(15, false)}, status: blkIOError, written: 1},
+		{name: "discard too much", kind: blkForget, data: []guestBuffer{data(17*16, false)}, status: blkIOError, written: 1},
+		{name: "discard read-only", ro: true, kind: blkForget, data: []guestBuffer{data(16, false)}, status: blkIOError, written: 1},
 		{name: "unknown", kind: 99, status: blkUnsupported, written: 1},
 		{name: "SCSI", kind: 2, status: blkUnsupported, written: 1},
 	} {

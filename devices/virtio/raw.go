@@ -187,6 +187,27 @@ func (d *Raw) Close() error {
 // FD returns the image's file descriptor.
 func (d *Raw) FD() int { return d.fd }
 
+// Discard implements [Disk].
+func (d *Raw) Discard(off, n uint64) error { return d.PunchHole(off, n) }
+
+// WriteZeroes implements [Disk].
+func (d *Raw) WriteZeroes(off, n uint64) error {
+	err := unix.Fallocate(d.fd, unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, int64(off), int64(n))
+	if !errors.Is(err, unix.EOPNOTSUPP) {
+		if err != nil {
+			err = fmt.Errorf("disk %s: zero %d bytes at %d: %w", d.path, n, off, err)
+		}
+		return err
+	}
+	zeros := make([]byte, min(n, bounceBytes))
+	for err = nil; n > 0 && err == nil; {
+		part := min(n, bounceBytes)
+		err = d.WriteVec(Buffers{zeros[:part]}, int64(off))
+		off, n = off+part, n-part
+	}
+	return err
+}
+
 // PunchHole gives back the storage of n bytes at off, where the file system can.
 // They read as zero afterwards, or, where it cannot, as before.
 func (d *Raw) PunchHole(off, n uint64) error {
