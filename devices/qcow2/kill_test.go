@@ -19,7 +19,7 @@ import (
 	"github.com/gvmm/gvmm/integration/lab"
 )
 
-var kills = flag.Int("kills", 40, "rounds of TestKill for each image")
+var kills = flag.Int("kills", 16, "rounds of TestKill for each image")
 
 const writerEnv = "GVMM_TEST_QCOW2_WRITER"
 

@@ -101,20 +101,20 @@ func TestQcow2(t *testing.T) {
 				args = append(args, "-b", filepath.Base(base), "-F", c.backing)
 			}
 			img(t, append(args, path, fmt.Sprint(diskSize))...)
-			scribble(t, r, path, want, 150)
+			scribble(t, r, path, want, 80)
 			if !strings.Contains(c.options, "refcount_bits=1,") && !strings.HasSuffix(c.options, "refcount_bits=1") {
 				img(t, "snapshot", "-c", "one", path)
 				before := bytes.Clone(want)
-				scribble(t, r, path, want, 60)
+				scribble(t, r, path, want, 30)
 				img(t, "snapshot", "-a", "one", path)
 				copy(want, before)
-				scribble(t, r, path, want, 60)
+				scribble(t, r, path, want, 30)
 				img(t, "snapshot", "-d", "one", path)
 				clean(t, path)
 			}
 			packed := filepath.Join(dir, "packed.qcow2")
 			img(t, "convert", "-c", "-O", "qcow2", "-o", "compression_type=zlib", path, packed)
-			scribble(t, r, packed, want, 100)
+			scribble(t, r, packed, want, 50)
 		})
 	}
 }
