@@ -20,6 +20,8 @@ const (
 	armUnikraftOffset = 0xfffc0
 )
 
+const deviceTreeName = "device tree"
+
 const (
 	fdtRoom  = 0x10000 // bytes
 	fdtAlign = 2 << 20
@@ -201,7 +203,7 @@ func (img *Image) planARM64(o Options) (*Plan, error) {
 	if len(fdt) > fdtRoom {
 		return nil, fmt.Errorf("device tree: %d bytes, room for %d: use fewer vCPUs and devices", len(fdt), fdtRoom)
 	}
-	p.addBytes("device tree", tree, fdt)
+	p.addBytes(deviceTreeName, tree, fdt)
 	p.ARM64 = &ARM64State{PC: uint64(p.Entry), X: [4]uint64{uint64(tree)}}
 	return p, p.check()
 }

@@ -92,6 +92,16 @@ type Plan struct {
 	Firmware *Firmware // nil: the guest starts without
 }
 
+// DeviceTree returns the device tree that the guest gets, nil where it gets none.
+func (p *Plan) DeviceTree() Blob {
+	for i := range p.Regions {
+		if p.Regions[i].Name == deviceTreeName {
+			return p.Regions[i].Data
+		}
+	}
+	return nil
+}
+
 // Memory returns all memory of the guest: RAM, where its firmware lies, and what
 // the host tells it about stolen time.
 func (p *Plan) Memory() []memory.Range {

@@ -39,6 +39,8 @@ type Config struct {
 	CETAudit  cet.Audit  // single-step the guest and check its returns and branches; "" for not
 
 	ARM64 boot.ARM64Options // arm64 guests: what the user chose; zero leaves it to image and host
+	// DumpDTB is a file to write the guest's device tree to; "": none.
+	DumpDTB string
 
 	SNP *SNP // launch it as an AMD SEV-SNP guest; nil: as an ordinary one
 

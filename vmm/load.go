@@ -166,6 +166,11 @@ func (l *loaded) load(cfg *Config) error {
 	if l.plan, err = l.image.Plan(opts); err != nil {
 		return fmt.Errorf("%s: %w", cmp.Or(cfg.Image, cfg.Firmware), err)
 	}
+	if cfg.DumpDTB != "" {
+		if err := dumpDTB(l.plan, cfg.DumpDTB); err != nil {
+			return fmt.Errorf("--dump-dtb: %w", err)
+		}
+	}
 	if cfg.Firmware != "" {
 		hash := sev.PlanHashes
 		if cfg.SNP != nil {
@@ -233,6 +238,19 @@ func (l *loaded) presetCET(cfg *Config) error {
 		cfg.Log.Warn("--cet-preset "+string(cfg.CETPreset), "image", cfg.Image, "lint", w)
 	}
 	return err
+}
+
+// dumpDTB writes the plan's device tree to a file.
+func dumpDTB(p *boot.Plan, path string) error {
+	tree := p.DeviceTree()
+	if tree == nil {
+		return fmt.Errorf("an %s guest gets no device tree", p.Arch)
+	}
+	b, err := io.ReadAll(io.NewSectionReader(tree, 0, tree.Size()))
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, b, 0o666)
 }
 
 // deviceCount is the number of virtio devices of the configuration.

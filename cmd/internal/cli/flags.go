@@ -60,6 +60,8 @@ func machineFlags(fs *pflag.FlagSet, cfg *vmm.Config) (finish func(args []string
 	fs.StringVar((*string)(&cfg.ARM64.IRQChip), "irqchip", "", "arm64: interrupt controller `gicv2|gicv3|gicv3-its` (default: the best that image and host have)")
 	fs.StringVar((*string)(&cfg.ARM64.Transport), "virtio-transport", "", "arm64: devices behind `mmio|pci` (default: mmio, on lkvm pci)")
 	fs.BoolVar(&cfg.ARM64.PMU, "pmu", false, "arm64: give the vCPUs performance monitors")
+	fs.Uint64Var(&cfg.ARM64.KASLRSeed, "kaslr-seed", 0, "arm64: `SEED` of the guest kernel's place (default: random, none on lkvm and in realms)")
+	fs.StringVar(&cfg.DumpDTB, "dump-dtb", "", "arm64: write the guest's device tree to `FILE`")
 	fs.StringVar(&cfg.Firmware, "firmware", "", "boot firmware `FILE` (OVMF.fd) and hand it the kernel, initrd and parameters by fw_cfg; without a kernel it boots a disk")
 	fs.StringVar(&policy, "cet", string(cet.Auto), "shadow stacks and IBT (Intel CET): `off|auto|require`; auto gives the guest what the host has")
 	fs.StringVar((*string)(&cfg.CETPreset), "cet-preset", "", "start the guest with supervisor `ibt|shstk` on, for images that do not do it themselves (64-bit entry)")
