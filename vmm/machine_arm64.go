@@ -118,7 +118,7 @@ func (m *VM) createPlatform() error {
 		return &LackingError{err}
 	}
 	if err := m.createGIC(&p.GIC); err != nil {
-		return &LackingError{err}
+		return &LackingError{fmt.Errorf("GICv%d, which the guest wants: %w: KVM here gives guests %v", p.GIC.Version, err, m.cfg.ARM64.Host)}
 	}
 	for id, c := range m.cpus {
 		if p.PMU {
