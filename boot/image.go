@@ -19,7 +19,7 @@ const (
 	DefaultMemoryLinux    = 512 << 20
 	DefaultMemoryOther    = 128 << 20
 
-	minMemoryFirmware = 64<<20 - 1 // OVMF dies of less without a word
+	minMemoryFirmware = 63 << 20 // and a byte more: OVMF dies of less without a word
 )
 
 // Image is an image file that [Open] has recognized and checked.

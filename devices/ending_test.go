@@ -103,24 +103,3 @@ func TestClockTellsTheTime(t *testing.T) {
 		t.Error("RAM is not kept, or the clock was set")
 	}
 }
-
-func TestFirmwareConfiguration(t *testing.T) {
-	f := NewFWCfg(3, 64<<20, nil, nil)
-	read := func(key uint16, n int) []byte {
-		f.Write(0, []byte{byte(key), byte(key >> 8)})
-		var all []byte
-		for range n {
-			b := []byte{0xff}
-			f.Read(1, b)
-			all = append(all, b[0])
-		}
-		return all
-	}
-	for key, want := range map[uint16][]byte{
-		fwSignature: []byte("QEMU\x00"), fwCPUs: {3, 0, 0}, fwRAMSize: {0, 0, 0, 4, 0, 0, 0, 0, 0}, 0x1234: {0, 0},
-	} {
-		if got := read(key, len(want)); !reflect.DeepEqual(got, want) {
-			t.Errorf("key %#x: % x, want % x", key, got, want)
-		}
-	}
-}
