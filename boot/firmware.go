@@ -12,15 +12,14 @@ import (
 
 // Firmware is what a guest that firmware boots has besides memory and registers.
 type Firmware struct {
-	ROM            memory.Range // where the firmware lies: memory, but not RAM; it ends at 4 GiB
-	Kernel, Initrd Blob         // handed over, whole files; nil: none
-	Items          []FWCfgItem  // how they are handed over, and what else fw_cfg serves
+	ROM            memory.Range `json:"-"`      // where the firmware lies: memory, but not RAM; it ends at 4 GiB
+	Kernel, Initrd Blob         `json:"-"`      // handed over, whole files; nil: none
+	Items          []FWCfgItem  `json:"fw_cfg"` // how they are handed over, and what else fw_cfg serves
 }
 
-// FWCfgItem is an entry of the firmware configuration device (QEMU
-// docs/specs/fw_cfg): one with a name is a file, the others have fixed keys.
+// FWCfgItem is an entry of the firmware configuration device (QEMU docs/specs/fw_cfg).
 type FWCfgItem struct {
-	Key  uint16
+	Key  uint16 // fixed; 0: a file, whose key the device chooses
 	Name string
 	Data Blob
 }
@@ -67,12 +66,12 @@ func (p *Plan) addFirmware(img *Image, o Options) error {
 	p.Firmware, p.X86 = f, resetState()
 	p.add("firmware", f.ROM.Base, f.ROM.Size, img.section(0, f.ROM.Size))
 	if o.Kernel != nil {
-		f.hand(fwSetupSize, fwSetupData, io.NewSectionReader(o.Kernel, 0, o.setup))
-		f.hand(fwKernelSize, fwKernelData, io.NewSectionReader(o.Kernel, o.setup, o.Kernel.Size()-o.setup))
-		f.hand(fwCmdlineSize, fwCmdlineData, bytes.NewReader(append([]byte(p.Cmdline), 0)))
+		f.hand("setup", fwSetupSize, fwSetupData, io.NewSectionReader(o.Kernel, 0, o.setup))
+		f.hand("kernel", fwKernelSize, fwKernelData, io.NewSectionReader(o.Kernel, o.setup, o.Kernel.Size()-o.setup))
+		f.hand("command line", fwCmdlineSize, fwCmdlineData, bytes.NewReader(append([]byte(p.Cmdline), 0)))
 	}
 	if o.Initrd != nil {
-		f.hand(fwInitrdSize, fwInitrdData, o.Initrd)
+		f.hand("initrd", fwInitrdSize, fwInitrdData, o.Initrd)
 	}
 	tables, err := acpiTables(o)
 	if err != nil {
@@ -95,9 +94,9 @@ func (p *Plan) addFirmware(img *Image, o Options) error {
 }
 
 // hand adds a blob and its size, 32 bits.
-func (f *Firmware) hand(size, data uint16, b Blob) {
+func (f *Firmware) hand(name string, size, data uint16, b Blob) {
 	n := binary.LittleEndian.AppendUint32(nil, uint32(b.Size()))
-	f.Items = append(f.Items, FWCfgItem{Key: size, Data: bytes.NewReader(n)}, FWCfgItem{Key: data, Data: b})
+	f.Items = append(f.Items, FWCfgItem{size, name + " size", bytes.NewReader(n)}, FWCfgItem{data, name, b})
 }
 
 // setupSize returns the bytes of a Linux kernel's setup sectors, 0 for another

@@ -2,6 +2,7 @@ package boot
 
 import (
 	"bytes"
+	"encoding/json"
 	"io"
 	"maps"
 	"slices"
@@ -37,7 +38,7 @@ func items(t *testing.T, p *Plan) (files map[string][]byte, keys map[uint16][]by
 		if err != nil {
 			t.Fatal(err)
 		}
-		if it.Name != "" {
+		if it.Key == 0 {
 			files[it.Name] = b
 		} else {
 			keys[it.Key] = b
@@ -83,9 +84,17 @@ func TestFirmwarePlan(t *testing.T) {
 			t.Errorf("e820 entry %d: % x", i, e[:20])
 		}
 	}
+	var text strings.Builder
+	if _, err := p.WriteTo(&text); err != nil || !strings.Contains(text.String(), "fw_cfg 0x12 0x3e8 bytes, sha256 ") {
+		t.Errorf("printed as\n%s%v", &text, err)
+	}
+	js, err := json.Marshal(p)
+	if err != nil || !strings.Contains(string(js), `{"key":18,"name":"initrd","bytes":1000,"sha256":"`) {
+		t.Errorf("JSON %s, %v", js, err)
+	}
 	names := slices.Collect(func(yield func(string) bool) {
 		for _, it := range p.Firmware.Items {
-			if it.Name != "" && !yield(it.Name) {
+			if it.Key == 0 && !yield(it.Name) {
 				return
 			}
 		}

@@ -66,6 +66,15 @@ func (p *Plan) WriteTo(w io.Writer) (int64, error) {
 		}
 		fmt.Fprintf(&b, "%#012x %#10x bytes, %#10x in all, %s, sha256 %s: %s\n", uint64(r.Base), r.Data.Size(), r.Size, r.Kind, sum[:16], r.Name)
 	}
+	if p.Firmware != nil {
+		for _, it := range p.Firmware.Items {
+			sum, err := sha256Of(it.Name, it.Data)
+			if err != nil {
+				return 0, err
+			}
+			fmt.Fprintf(&b, "fw_cfg %#x %#x bytes, sha256 %s: %s\n", it.Key, it.Data.Size(), sum[:16], it.Name)
+		}
+	}
 	if s := p.X86; s != nil {
 		fmt.Fprintf(&b, "rip %#x rsp %#x rflags %#x rax %#x rbx %#x rsi %#x\n", s.RIP, s.RSP, s.RFLAGS, s.RAX, s.RBX, s.RSI)
 		fmt.Fprintf(&b, "cr0 %#x cr3 %#x cr4 %#x efer %#x cs %#x ds %#x gdt %#x+%#x\n", s.CR0, s.CR3, s.CR4, s.EFER, s.CS.Selector, s.DS.Selector, s.GDT.Base, s.GDT.Limit)
@@ -130,10 +139,11 @@ func (p *Plan) MarshalJSON() ([]byte, error) {
 
 		ARM64    *ARM64State `json:"arm64,omitempty"`
 		Platform *Platform   `json:"platform,omitempty"`
+		Firmware *Firmware   `json:"firmware,omitempty"`
 	}{
 		Arch: p.Arch, Format: p.Format, Protocol: p.Protocol, Machine: p.Machine,
 		Unikraft: p.Unikraft, Entry: uint64(p.Entry), Cmdline: p.Cmdline, X86: p.X86,
-		ARM64: p.ARM64, Platform: p.Platform,
+		ARM64: p.ARM64, Platform: p.Platform, Firmware: p.Firmware,
 	}
 	for _, r := range p.RAM {
 		out.RAM = append(out.RAM, ram{uint64(r.Base), r.Size})
@@ -149,11 +159,27 @@ func (p *Plan) MarshalJSON() ([]byte, error) {
 	return json.Marshal(out)
 }
 
+// MarshalJSON gives the item with a hash in place of its bytes.
+func (it FWCfgItem) MarshalJSON() ([]byte, error) {
+	sum, err := sha256Of(it.Name, it.Data)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(struct {
+		Key    uint16 `json:"key"` // 0: a file's, which the device chooses
+		Name   string `json:"name"`
+		Bytes  int64  `json:"bytes"`
+		SHA256 string `json:"sha256"`
+	}{it.Key, it.Name, it.Data.Size(), sum})
+}
+
 // sum is the SHA-256 of the region's bytes, in hexadecimal.
-func (r *Region) sum() (string, error) {
+func (r *Region) sum() (string, error) { return sha256Of(r.Name, r.Data) }
+
+func sha256Of(name string, b Blob) (string, error) {
 	h := sha256.New()
-	if _, err := io.Copy(h, io.NewSectionReader(r.Data, 0, r.Data.Size())); err != nil {
-		return "", fmt.Errorf("hash %s: %w", r.Name, err)
+	if _, err := io.Copy(h, io.NewSectionReader(b, 0, b.Size())); err != nil {
+		return "", fmt.Errorf("hash %s: %w", name, err)
 	}
 	return hex.EncodeToString(h.Sum(nil)), nil
 }

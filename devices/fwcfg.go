@@ -24,10 +24,10 @@ type FWCfg struct {
 	dmaHigh uint32    // of the address that the write of the low half completes
 }
 
-// FWCfgItem is one thing to read. Those with a name get their keys from the device.
+// FWCfgItem is one thing to read.
 type FWCfgItem struct {
-	Key  uint16
-	Name string // at most 55 bytes
+	Key  uint16 // 0: a file, which gets its key from the device
+	Name string // of a file, at most 55 bytes
 	Data FWCfgData
 }
 
@@ -76,7 +76,7 @@ func NewFWCfg(cpus int, ram uint64, mem *memory.Guest, items []FWCfgItem) *FWCfg
 	}}
 	directory, key := make([]byte, 4), uint16(fwFirstFile)
 	for _, it := range items {
-		if it.Name != "" {
+		if it.Key == 0 {
 			it.Key = key
 			key++
 			entry := be.AppendUint16(be.AppendUint32(nil, uint32(it.Data.Size())), it.Key)
