@@ -35,7 +35,7 @@ var (
 	Genoa = Product{"Genoa", 0xa10f11, [3]byte{0x19, 0x11, 1}, [3]byte{1, 55, 37}, [8]byte{9, 0, 0, 0, 0, 0, 23, 72},
 		[10]byte{1: 9, 3: 23, 8: 72}, "Genoa-B1", 64}
 	Turin = Product{"Turin", 0xb00f21, [3]byte{0x1a, 2, 1}, [3]byte{1, 55, 65}, [8]byte{1, 1, 1, 4, 0, 0, 0, 75},
-		[10]byte{1: 1, 2: 1, 3: 4, 8: 75, 9: 1}, "Turin-C1", 8}
+		[10]byte{1: 1, 2: 1, 3: 4, 8: 75, 9: 1}, "Turin-B1", 8}
 )
 
 // Key is which key signs a report.
@@ -193,7 +193,7 @@ func newAuthority(p *Product) (*authority, error) {
 		c := template(cn, 0)
 		c.ExtraExtensions = []pkix.Extension{extension(0, 1), extension(product, 2)}
 		for i, v := range p.SPL {
-			if i > 0 && (i < 9 || p.Name == "Turin") {
+			if i > 0 && (i < 9 || v > 0) {
 				c.ExtraExtensions = append(c.ExtraExtensions, extension(int(v), 3, i))
 			}
 		}
