@@ -13,20 +13,18 @@ type Hashes struct{ Kernel, Initrd, Cmdline [sha256.Size]byte }
 // HashKernel hashes a kernel file, an initial RAM disk (nil: none, which counts
 // as empty) and a command line, which is hashed with one NUL at its end as QEMU
 // hands it over (target/i386/sev.c, sev_add_kernel_loader_hashes).
-func HashKernel(kernel, initrd io.Reader, cmdline string) (Hashes, error) {
-	h := Hashes{Cmdline: sha256.Sum256(append([]byte(cmdline), 0))}
-	for _, f := range []struct {
-		name string
-		from io.Reader
-		to   *[sha256.Size]byte
-	}{{"kernel", kernel, &h.Kernel}, {"initrd", initrd, &h.Initrd}} {
-		d := sha256.New()
-		if f.from != nil {
-			if _, err := io.Copy(d, f.from); err != nil {
-				return h, fmt.Errorf("hashing the %s: %w", f.name, err)
-			}
+func HashKernel(kernel, initrd Blob, cmdline string) (*Hashes, error) {
+	h := &Hashes{Cmdline: sha256.Sum256(append([]byte(cmdline), 0)), Initrd: sha256.Sum256(nil)}
+	to := [...]*[sha256.Size]byte{&h.Kernel, &h.Initrd}
+	for i, file := range [...]Blob{kernel, initrd} {
+		if file == nil {
+			continue
 		}
-		d.Sum(f.to[:0])
+		d := sha256.New()
+		if _, err := io.Copy(d, io.NewSectionReader(file, 0, file.Size())); err != nil {
+			return nil, fmt.Errorf("hashing the %s: %w", [...]string{"kernel", "initrd"}[i], err)
+		}
+		d.Sum(to[i][:0])
 	}
 	return h, nil
 }

@@ -67,7 +67,7 @@ func TestPublishedDigests(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				l.Kernel = &h
+				l.Kernel = h
 			}
 			if v.FirmwareDigestGiven {
 				var c Chain
@@ -119,7 +119,7 @@ func TestLegacyDigests(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			l.Kernel = &h
+			l.Kernel = h
 		}
 		got, err := l.Legacy(c.es)
 		if (err != nil) != (c.want == "") {

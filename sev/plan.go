@@ -3,7 +3,6 @@ package sev
 import (
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 
 	"github.com/gvmm/gvmm/boot"
@@ -76,7 +75,7 @@ func PlanFirmware(p *boot.Plan) error {
 	}
 	l := FirmwareLaunch{VMM: QEMU, Firmware: f}
 	if p.Firmware.Kernel != nil {
-		if l.Kernel, err = hashHandOver(p); err != nil {
+		if l.Kernel, err = HashKernel(p.Firmware.Kernel, p.Firmware.Initrd, p.Cmdline); err != nil {
 			return err
 		}
 	}
@@ -102,17 +101,6 @@ func PlanFirmware(p *boot.Plan) error {
 	return nil
 }
 
-// hashHandOver hashes what the plan's firmware is handed.
-func hashHandOver(p *boot.Plan) (*Hashes, error) {
-	var initrd io.Reader
-	if i := p.Firmware.Initrd; i != nil {
-		initrd = io.NewSectionReader(i, 0, i.Size())
-	}
-	k := p.Firmware.Kernel
-	h, err := HashKernel(io.NewSectionReader(k, 0, k.Size()), initrd, p.Cmdline)
-	return &h, err
-}
-
 // PlanHashes adds the hashes of kernel, initrd and command line to the plan of a
 // plain guest, if its firmware is one that asks for them: OVMF's AmdSev build
 // boots no kernel without, under SEV or not.
@@ -125,7 +113,7 @@ func PlanHashes(p *boot.Plan) error {
 	if err != nil {
 		return nil // a build that does not ask
 	}
-	hashes, err := hashHandOver(p)
+	hashes, err := HashKernel(p.Firmware.Kernel, p.Firmware.Initrd, p.Cmdline)
 	if err != nil {
 		return err
 	}

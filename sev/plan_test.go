@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"io"
 	"reflect"
 	"slices"
 	"strings"
@@ -181,12 +180,12 @@ func TestPlanFirmware(t *testing.T) {
 	if err := PlanFirmware(p); err != nil {
 		t.Fatal(err)
 	}
-	hashes, err := HashKernel(io.NewSectionReader(kernel, 0, kernel.Size()), io.NewSectionReader(initrd, 0, initrd.Size()), "quiet")
+	hashes, err := HashKernel(kernel, initrd, "quiet")
 	if err != nil {
 		t.Fatal(err)
 	}
 	rdx := uint64(0x600)
-	l := FirmwareLaunch{VMM: QEMU, Firmware: parseFirmware(t, "ovmf_AmdSev_suffix.bin"), Kernel: &hashes, VCPUs: 3, RDX: &rdx, Features: 0x21}
+	l := FirmwareLaunch{VMM: QEMU, Firmware: parseFirmware(t, "ovmf_AmdSev_suffix.bin"), Kernel: hashes, VCPUs: 3, RDX: &rdx, Features: 0x21}
 	want, err := l.Digest(nil)
 	if err != nil {
 		t.Fatal(err)

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -283,49 +282,34 @@ func (f *snpFlags) check(fs *pflag.FlagSet, args []string) (err error) {
 	return nil
 }
 
-// open reads the files that another monitor's launch is made of.
+// open opens the files that another monitor's launch is made of. They are read as
+// they are measured; the caller closes f.files.
 func (f *snpFlags) open() (err error) {
-	if f.launch.Firmware, err = f.openFirmware(f.cfg.Firmware); err != nil {
-		return fmt.Errorf("--firmware %w", err)
-	}
-	if f.svsm != "" {
-		f.launch.SVSM = &sev.SVSM{VarsSize: f.varsSize}
-		if f.launch.SVSM.Image, err = f.openFirmware(f.svsm); err != nil {
-			return fmt.Errorf("--svsm %w", err)
-		}
-	}
-	if f.kernel == "" {
-		return nil
-	}
-	var files [2]io.Reader
-	for i, path := range [...]string{f.kernel, f.cfg.Initrd} {
+	flags := [...]string{"--firmware", "--svsm", "--kernel", "--initrd"}
+	var blobs [len(flags)]sev.Blob
+	var images [2]*sev.Firmware
+	for i, path := range [...]string{f.cfg.Firmware, f.svsm, f.kernel, f.cfg.Initrd} {
 		if path == "" {
 			continue
 		}
-		file, err := os.Open(path)
+		file, blob, err := openBlob(path)
 		if err != nil {
-			return fmt.Errorf("%s: %w", [...]string{"--kernel", "--initrd"}[i], err)
+			return fmt.Errorf("%s: %w", flags[i], err)
 		}
-		defer file.Close()
-		files[i] = file
+		f.files = append(f.files, file)
+		if blobs[i] = blob; i < len(images) {
+			if images[i], err = sev.ParseFirmware(blob); err != nil {
+				return fmt.Errorf("%s %s: %w", flags[i], path, err)
+			}
+		}
 	}
-	hashes, err := sev.HashKernel(files[0], files[1], f.cfg.Params)
-	f.launch.Kernel = &hashes
+	if f.launch.Firmware = images[0]; images[1] != nil {
+		f.launch.SVSM = &sev.SVSM{Image: images[1], VarsSize: f.varsSize}
+	}
+	if blobs[2] != nil {
+		f.launch.Kernel, err = sev.HashKernel(blobs[2], blobs[3], f.cfg.Params)
+	}
 	return err
-}
-
-// openFirmware opens a firmware image, which is read as it is measured.
-func (f *snpFlags) openFirmware(path string) (*sev.Firmware, error) {
-	file, image, err := openBlob(path)
-	if err != nil {
-		return nil, err
-	}
-	f.files = append(f.files, file)
-	fw, err := sev.ParseFirmware(image)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return fw, nil
 }
 
 // readBounded reads a regular file of at most limit bytes.

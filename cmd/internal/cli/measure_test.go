@@ -176,7 +176,7 @@ func TestMeasureErrors(t *testing.T) {
 		"need a --kernel":                  {"snp", "--vmm", "gce", "--firmware", ovmfTail, "--append", "x"},
 		"go together":                      {"snp", "--vmm", "gce", "--firmware", ovmfTail, "--id-block", "x"},
 		"unexpected \"image\"":             {"snp", "--vmm", "gce", "--firmware", ovmfTail, "image"},
-		"--firmware open":                  {"snp", "--vmm", "gce", "--firmware", "nowhere"},
+		"--firmware: open":                 {"snp", "--vmm", "gce", "--firmware", "nowhere"},
 		"measure.go: size":                 {"snp", "--vmm", "gce", "--firmware", "measure.go"},
 		"suffix.bin: firmware has no sect": {"snp", "--vmm", "gce", "--firmware", "../../../sev/testdata/ovmf_OvmfX64_suffix.bin", "--kernel", "measure.go"},
 		"0 vCPUs":                          {"snp", "--vmm", "gce", "--firmware", ovmfTail, "--vcpus", "0"},
