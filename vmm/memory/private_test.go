@@ -86,6 +86,40 @@ func TestConvertRefuses(t *testing.T) {
 	}
 }
 
+// FuzzConvert compares the bitmap with a list of pages.
+func FuzzConvert(f *testing.F) {
+	f.Add([]byte{0, 64, 0, 63, 2, 1, 10, 200, 0})
+	f.Fuzz(func(t *testing.T, ops []byte) {
+		const pages = 200
+		g, err := New(Range{0x1000, pages * pageSize})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = g.Close() }()
+		g.MakeConfidential()
+		var shared [pages + 256 + 2]bool
+		for ; len(ops) >= 3; ops = ops[3:] {
+			first, n, private := int(ops[0]), int(ops[1]), ops[2]&1 != 0
+			err := g.Convert(Range{GPA(0x1000 + first*pageSize), uint64(n) * pageSize}, private)
+			if fits := n > 0 && first+n <= pages; fits != (err == nil) {
+				t.Fatalf("%d pages from %d: %v", n, first, err)
+			} else if fits {
+				for i := range n {
+					shared[first+i] = !private
+				}
+			}
+		}
+		for i := range pages {
+			for n := 1; n < 3 && i+n <= pages; n++ {
+				_, err := g.Slice(GPA(0x1000+i*pageSize+1), uint64(n-1)*pageSize+1)
+				if want := shared[i] && (n == 1 || shared[i+1]); want != (err == nil) {
+					t.Fatalf("%d pages at page %d: %v", n, i, err)
+				}
+			}
+		}
+	})
+}
+
 func BenchmarkSlice(b *testing.B) {
 	g, err := New(Range{0, 0xc0000000}, Range{1 << 32, 1 << 30})
 	if err != nil {
