@@ -4,4 +4,4 @@ package cca
 // guest_memfd's own attribute now; one that was created without flags is private
 // for good, and the shared half of the address space stays with the memory that
 // user space mapped. So nothing is left to tell the kernel.
-var abi15 = abi{name: "v15", capability: 251, rmm: RMM2, populate: populateOn}
+var abi15 = abi{name: "v15", capability: 251, rmm: RMM2, populate: populateOn, private: 250} // KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES

@@ -7,7 +7,7 @@ import (
 
 // abi300 are versions 2 to 7 of the series, whose capability is KVM_CAP_ARM_RME
 // at a number beyond all others. From version 6 on a vCPU needs its feature.
-var abi300 = abi{name: "300", capability: 300, rmm: RMM1, explicit: &actions{300}, recs: []int32{8}, attributes: true}
+var abi300 = abi{name: "300", capability: 300, rmm: RMM1, explicit: &actions{300}, recs: []int32{8}, private: kvm.CapMemoryAttributes}
 
 // actions are the launch by KVM_ENABLE_CAP: each call names a capability and an
 // action of it (arch/arm64/include/uapi/asm/kvm.h of the series, KVM_CAP_ARM_RME_*).

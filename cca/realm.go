@@ -36,7 +36,9 @@ type abi struct {
 	// feature's number is also what finalizes it.
 	recs []int32
 
-	attributes bool // private pages are told by KVM_SET_MEMORY_ATTRIBUTES
+	// private is the capability of private memory. With KVM_CAP_MEMORY_ATTRIBUTES
+	// KVM_SET_MEMORY_ATTRIBUTES tells which pages are.
+	private int
 }
 
 // abis are in the order in which a realm's machine is asked for their
@@ -126,9 +128,9 @@ func NewRealm(sys *kvm.System, c Config, last memory.GPA) (*Realm, error) {
 	vm, err := sys.CreateVM(kvm.RealmMachine(c.IPABits))
 	switch {
 	case errors.Is(err, unix.EPERM):
-		return nil, fmt.Errorf("realm: the kernel knows realms, but the processor has no RME or its firmware no RMM: %w", err)
+		return nil, fmt.Errorf("realm: the kernel knows realms, but the processor has no RME or its firmware no RMM: %w", unix.EPERM)
 	case errors.Is(err, unix.EINVAL):
-		return nil, fmt.Errorf("realm: KVM creates none: it lacks the patches for Arm CCA, the processor RME, or the firmware an RMM that fits: %w", err)
+		return nil, fmt.Errorf("realm: KVM creates none: it lacks the patches for Arm CCA, the processor RME, or the firmware an RMM that fits: %w", unix.EINVAL)
 	case err != nil:
 		return nil, fmt.Errorf("realm: %w", err)
 	}
@@ -149,8 +151,8 @@ func (r *Realm) probe() error {
 	switch a := r.abi; {
 	case a == nil:
 		return fmt.Errorf("realm: the kernel creates one, but by an interface whose number gvmm does not know: try --realm=abi= with one of %s", ABIs())
-	case r.Check(kvm.CapGuestMemFD) == 0, a.attributes && r.Check(kvm.CapMemoryAttributes)&kvm.MemoryPrivate == 0:
-		return errors.New("realm: the kernel has no private memory for it (guest_memfd)")
+	case r.Check(kvm.CapGuestMemFD) == 0, r.Check(a.private)&kvm.MemoryPrivate == 0:
+		return fmt.Errorf("realm: the kernel has no private memory for it (guest_memfd and capability %d)", a.private)
 	case r.cfg.SVE != 0 && r.Check(kvm.CapARMSVE) == 0:
 		return errors.New("realm: no SVE: the processor, the RMM or the kernel's interface does not offer it")
 	case r.cfg.PMU && r.Check(kvm.CapARMPMU) == 0:
@@ -170,7 +172,7 @@ func (r *Realm) Shared() memory.GPA { return 1 << (r.cfg.IPABits - 1) }
 // SetMemoryAttributes is [kvm.VM.SetMemoryAttributes] where the kernel's
 // interface wants to be told, and does nothing elsewhere, nor before the launch.
 func (r *Realm) SetMemoryAttributes(gpa, size, attributes uint64) error {
-	if !r.abi.attributes || !r.launched {
+	if r.abi.private != kvm.CapMemoryAttributes || !r.launched {
 		return nil
 	}
 	return r.VM.SetMemoryAttributes(gpa, size, attributes)
