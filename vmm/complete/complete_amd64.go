@@ -31,6 +31,7 @@ type Completer struct {
 	fault     Fault
 	why       string
 	onBus     bool // an operand was not RAM
+	list      *opcodes
 	exec      execArea
 	buf       [maxOperand]byte // memory image being built or read
 }
@@ -54,7 +55,11 @@ func New(mem *memory.Guest, bus Bus, guest CPUID) (*Completer, error) {
 	if c.hostXCR0&xAVX == 0 {
 		c.guest.has &^= 1<<fAVX | 1<<fAVX2 | 1<<fFMA | 1<<fF16C
 	}
-	if err := c.exec.open(); err != nil {
+	var err error
+	if c.list, err = opcodeList(); err != nil {
+		return nil, fmt.Errorf("instruction completion: %w", err)
+	}
+	if err = c.exec.open(); err != nil {
 		return nil, fmt.Errorf("instruction completion: map its pages: %w", err)
 	}
 	c.mxcsrMask = c.exec.mxcsrMask()

@@ -137,3 +137,45 @@ func TestSmoke(t *testing.T) {
 		t.Logf("% x rax=%x xmm0=%x", code, cpu.GPR[RAX], cpu.XSAVE[xXMM:xXMM+16])
 	}
 }
+
+func TestOpcodeList(t *testing.T) {
+	list, err := parseOpcodes("two = regV rmV\n[0F38 NP F2] # a section\n10-12 1F: two m16 vex:AVX\n[EVEX.0F NP]\nFF: ext:81")
+	if err != nil {
+		t.Fatal(err)
+	}
+	row := regV | rmV | m16 | fAVX<<vexShift
+	for pp, want := range []form{row, 0, 0, row} {
+		for op, f := range list.plain[2][pp] {
+			if on := op >= 0x10 && op <= 0x12 || op == 0x1f; on && f != want || !on && f != 0 {
+				t.Errorf("prefix %d opcode %#x: form %#x", pp, op, f)
+			}
+		}
+	}
+	if f := list.evex[1][0][0xff]; f.ext() != 0x81 {
+		t.Errorf("EVEX row %#x", f)
+	}
+	for _, text := range []string{"[0F NP]\n10: nonsense", "[0F NP]\n10: legacy:none", "10: m1", "[1F NP]\n10: m1"} {
+		if _, err := parseOpcodes(text); err == nil {
+			t.Errorf("%q was taken", text)
+		}
+	}
+	all, err := opcodeList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := 0
+	for _, maps := range []*[4]table{&all.plain, &all.evex} {
+		for _, m := range maps {
+			for _, p := range m {
+				for _, f := range p {
+					if f != 0 {
+						rows++
+					}
+				}
+			}
+		}
+	}
+	if rows != 716 {
+		t.Errorf("%d opcodes are on the list: say so here when that was meant", rows)
+	}
+}

@@ -42,12 +42,12 @@ type inst struct {
 	sseg uint8  // segment of the memory operand
 }
 
-// row finds the opcode in the maps 1 to 3.
-func (in *inst) row(map1, map2, map3 *table) form {
-	if in.mapNo < 1 || in.mapNo > 3 {
+// row finds the opcode.
+func (in *inst) row(maps *[4]table) form {
+	if int(in.mapNo) >= len(maps) {
 		return 0
 	}
-	return [...]*table{map1, map2, map3}[in.mapNo-1][in.pp][in.op]
+	return maps[in.mapNo][in.pp][in.op]
 }
 
 // decode reads the instruction at RIP. The bytes come from the guest's page
@@ -144,8 +144,8 @@ prefixes:
 	if in.short {
 		return false
 	}
-	f := in.row(&map1, &map2, &map3)
-	if none := map1[0][in.op]; f == 0 && in.mapNo == 1 && none.anyPrefix() {
+	f := in.row(&c.list.plain)
+	if none := c.list.plain[1][0][in.op]; f == 0 && in.mapNo == 1 && none.anyPrefix() {
 		f = none
 	}
 	if f.legacy() == 0 {
@@ -174,7 +174,7 @@ func (c *Completer) decodeVEX(b byte, prefixed bool) bool {
 	if in.short {
 		return false
 	}
-	f := in.row(&map1, &map2, &map3)
+	f := in.row(&c.list.plain)
 	if f.vex() == 0 {
 		return c.deny("VEX opcode not on the list")
 	}

@@ -528,7 +528,8 @@ func differentialTable(t *testing.T, m32 bool, rounds int) {
 	if testing.Short() {
 		rounds = 1
 	}
-	for m, tab := range map[uint8]*table{1: &map1, 2: &map2, 3: &map3} {
+	for m := range uint8(4) {
+		tab := &d.c.list.plain[m]
 		for pp := range tab {
 			for op, row := range tab[pp] {
 				h := row.hand()
@@ -616,7 +617,8 @@ func TestDifferential512(t *testing.T) {
 			d.compare(name, cpu, a.build(cpu), nil)
 		}
 	}
-	for m, tab := range map[uint8]*table{1: &evex1, 2: &evex2, 3: &evex3} {
+	for m := range uint8(4) {
+		tab := &d.c.list.evex[m]
 		for pp := range tab {
 			for op, row := range tab[pp] {
 				if row == 0 {
@@ -643,7 +645,7 @@ func TestDifferential512(t *testing.T) {
 	for _, m := range []uint8{1, 3} {
 		for n := range 4 * 2 * 2 * 2 * 256 {
 			a := assembler{r: d.r, mapNo: m, pp: uint8(n & 3), op: uint8(n >> 5), ext: -1, vex: true, k: true, w: n&4 != 0, l: n&8 != 0, mem: n&16 != 0}
-			a.row = map[uint8]*table{1: &map1, 3: &map3}[m][a.pp][a.op]
+			a.row = d.c.list.plain[m][a.pp][a.op]
 			if row := a.row; row.vex() != f512 || a.w && row&w0 != 0 || a.l && row&l0 != 0 || !a.l && row&l1 != 0 || a.mem && row&mMask == 0 || !a.mem && row.rm() == 0 {
 				continue
 			}

@@ -28,7 +28,7 @@ func (c *Completer) decodeEVEX(prefixed bool) bool {
 	if p0&8 != 0 || p1&4 == 0 || in.ll == 3 {
 		return c.deny("reserved EVEX encoding")
 	}
-	f := in.row(&evex1, &evex2, &evex3)
+	f := in.row(&c.list.evex)
 	if f == 0 {
 		return c.deny("EVEX opcode not on the list")
 	}

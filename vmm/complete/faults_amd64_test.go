@@ -511,7 +511,7 @@ func TestLengths(t *testing.T) {
 	b := newBench(t)
 	tails := []string{"\xc1", "\x06", "\x46\x10", "\x86\x10\x00\x00\x00", "\x04\x25\x00\x00\x02\x00", "\x05\x00\x00\x01\x00", "\x44\x24\x08"}
 	compared := 0
-	for m, tab := range map[string]*table{"\x0f": &map1, "\x0f\x38": &map2, "\x0f\x3a": &map3} {
+	for m, tab := range map[string]*table{"\x0f": &b.c.list.plain[1], "\x0f\x38": &b.c.list.plain[2], "\x0f\x3a": &b.c.list.plain[3]} {
 		for pp, prefix := range []string{"", "\x66", "\xf3", "\xf2"} {
 			for op := range 256 {
 				if tab[pp][op].legacy() == 0 {

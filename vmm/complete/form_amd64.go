@@ -105,6 +105,9 @@ const (
 	fXSAVEC
 	fXGETBV1
 	f512 // AVX512F, BW, DQ and VL together
+
+	featureNames = "Base SSE3 SSSE3 SSE41 SSE42 AES PCLMUL GFNI SHA POPCNT LZCNT BMI1 BMI2 MOVBE ADX AVX AVX2 FMA F16C " +
+		"VAES VPCLMUL CX16 RDRAND RDSEED FSGSBASE XSAVE XSAVEOPT XSAVEC XGETBV1 512"
 )
 
 // What is done in Go.
@@ -121,6 +124,7 @@ const (
 	hVZero   // vzeroupper, vzeroall, emms: on the host, without operands
 	hX87     // x87 that runs on the host
 
+	handNames = "Hint Mask Gather X87Wait UD Group15 Group9 Group1 VZero X87"
 	handMask  = 31
 	legacyAny = fBase << legShift
 )
