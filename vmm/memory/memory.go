@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math"
 	"sort"
-	"sync/atomic"
 )
 
 // GPA is a guest physical address.
@@ -35,8 +34,7 @@ var ErrOutside = errors.New("address outside guest memory")
 // Region is one contiguous piece of guest RAM backed by host memory.
 type Region struct {
 	Range
-	host    []byte
-	private []atomic.Uint64 // a bit for each page; nil unless the guest is confidential
+	host []byte
 }
 
 // Host returns the host memory behind the region, Size bytes. Only the code
@@ -47,7 +45,9 @@ func (r *Region) Host() []byte { return r.host }
 // Its methods may be called from any goroutine.
 type Guest struct {
 	regions []Region
-	alias   GPA // address bit that makes no difference
+	open    []Region // those without private pages: all, or none of a confidential guest's
+	private []bitmap // of a confidential guest's regions
+	alias   GPA      // address bit that makes no difference, in a confidential guest
 }
 
 // New maps zeroed, lazily allocated host memory for each range. Ranges must be
@@ -76,6 +76,7 @@ func New(ranges ...Range) (*Guest, error) {
 			return nil, err
 		}
 	}
+	g.open = g.regions
 	return g, nil
 }
 
@@ -85,7 +86,7 @@ func (g *Guest) Close() error {
 	for i := range g.regions {
 		errs = append(errs, unmap(g.regions[i].host))
 	}
-	g.regions = nil
+	g.regions, g.open, g.private = nil, nil, nil
 	return errors.Join(errs...)
 }
 
@@ -112,18 +113,14 @@ func (g *Guest) Strip(gpa GPA) GPA { return gpa &^ g.alias }
 // error wraps [ErrOutside]; none is private or it wraps [ErrPrivate]. The guest may
 // change them at any time.
 func (g *Guest) Slice(gpa GPA, n uint64) ([]byte, error) {
-	gpa = g.Strip(gpa)
-	for i := range g.regions {
-		r := &g.regions[i]
+	for i := range g.open {
+		r := &g.open[i]
 		if r.Contains(gpa, n) {
 			off := uint64(gpa - r.Base)
-			if r.private != nil && r.anyPrivate(off, n) {
-				return nil, fmt.Errorf("%d bytes at %#x: %w", n, uint64(gpa), ErrPrivate)
-			}
 			return r.host[off : off+n : off+n], nil
 		}
 	}
-	return nil, fmt.Errorf("%d bytes at %#x: %w", n, uint64(gpa), ErrOutside)
+	return g.sliceShared(g.Strip(gpa), n)
 }
 
 // Read copies len(p) bytes at gpa into p.
