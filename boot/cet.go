@@ -2,7 +2,6 @@ package boot
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"slices"
 )
@@ -37,9 +36,6 @@ func (p *Plan) SetShadowStack() error {
 		page, present, writable, accessed, dirty = 4096, 1, 2, 1 << 5, 1 << 6
 		token                                    = uint64(shadowStackEnd) - 8
 	)
-	if p.X86APs != nil {
-		return errors.New("a shadow stack needs page tables that an SEV-SNP launch does not have: let the guest make it")
-	}
 	b := identityTables()
 	table := uint64(pageTableBase) + uint64(len(b))
 	binary.LittleEndian.PutUint64(b[2*page:], table|present|writable)

@@ -171,10 +171,6 @@ func TestSNPRefusals(t *testing.T) {
 			t.Errorf("%v, want %q", err, want)
 		}
 	}
-	p := mustPlan(t, mustOpen(t, goodELF64().build()), Options{SNP: &SNP{CBit: 51}})
-	if err := p.SetShadowStack(); err == nil {
-		t.Error("a shadow stack behind shared page tables was accepted")
-	}
 }
 
 // A part that reads short is an error, and bytes outside the parts are zeros.
