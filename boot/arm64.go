@@ -106,11 +106,12 @@ func (img *Image) openUnikraftARM64() error {
 	return nil
 }
 
-// minMemory is [Image.MinMemory] for an arm64 Image: with the device tree.
+// minMemory is [Image.MinMemory] for an arm64 Image: with the device tree, where
+// [Image.placeARM64] puts it.
 func (a *armImage) minMemory(initrd int64) uint64 {
-	need := a.offset + a.room + roundUp(uint64(max(initrd, 0)), pageSize)
+	need := a.offset + a.room + uint64(max(initrd, 0))
 	if a.offset != armUnikraftOffset {
-		need = roundUp(need, fdtAlign) + fdtAlign + fdtRoom
+		need = roundUp(need, fdtAlign) + fdtRoom + 1
 	}
 	return roundUp(need+1, 1<<20)
 }
@@ -194,10 +195,17 @@ func (img *Image) planARM64(o Options) (*Plan, error) {
 		p.add("initrd", initrd.Base, initrd.Size, o.Initrd)
 	}
 	fdt := p.deviceTree(&o, initrd)
+	if b := o.ARM64.DTB; b != nil {
+		if fdt, err = readAt(b, b.Size(), 0, uint64(min(b.Size(), fdtRoom+1))); err != nil {
+			return nil, fmt.Errorf("device tree: %w", err)
+		}
+	}
 	if o.Machine == MachineLKVM { // to the byte, as a realm measures it
-		// libfdt leaves the end of the tree there once more when it closes a gap
-		// of 8 bytes in front of it (fdt_pack).
-		fdt = append(fdt, fdt[len(fdt)-8:]...)
+		if o.ARM64.DTB == nil {
+			// libfdt leaves the end of the tree there once more when it closes a
+			// gap of 8 bytes in front of it (fdt_pack).
+			fdt = append(fdt, fdt[len(fdt)-8:]...)
+		}
 		fdt = append(fdt, make([]byte, max(0, fdtRoom-len(fdt)))...)
 	}
 	if len(fdt) > fdtRoom {

@@ -225,7 +225,7 @@ func TestARM64Refusals(t *testing.T) {
 		{"vCPUs for GICv2", small, Options{CPUs: 9, ARM64: ARM64Options{IRQChip: GICv2}}, "room for 8"},
 		{"vCPUs for GICv3", small, Options{CPUs: 124}, "room for 123"},
 		{"no vCPU", small, Options{CPUs: -1}, "cpus: -1"},
-		{"no memory", small, Options{Memory: 2 * mib}, "use -M 5M"},
+		{"no memory", small, Options{Memory: 2 * mib}, "use -M 3M"},
 		{"endless memory", small, Options{Memory: 1 << 50}, "at most 255 GiB"},
 		{"uneven memory", small, Options{Memory: 64*mib + 1}, "whole 4 KiB pages"},
 		{"kernel above what kvmtool looks at", linux, Options{Memory: 512 * mib, Machine: MachineLKVM}, "first 256 MiB"},
@@ -236,6 +236,8 @@ func TestARM64Refusals(t *testing.T) {
 		{"devices over PCI", small, Options{ARM64: ARM64Options{Devices: 32, Transport: TransportPCI}}, "room for 31"},
 		{"no PCI", small, Options{Machine: MachineMicroVM, ARM64: ARM64Options{Transport: TransportPCI}}, "has none"},
 		{"transport", small, Options{ARM64: ARM64Options{Transport: "ccw"}}, `"ccw"`},
+		{"device tree", small, Options{ARM64: ARM64Options{DTB: sizeOnly(1 << 40)}}, "device tree: read"},
+		{"big device tree", small, Options{ARM64: ARM64Options{DTB: initrd(fdtRoom + 1)}}, "device tree: 65537 bytes"},
 		{"command line", small, Options{Params: strings.Repeat("x", 2048)}, "at most 2047"},
 	} {
 		img, err := open(c.file)
@@ -244,6 +246,16 @@ func TestARM64Refusals(t *testing.T) {
 		}
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v: want it to say %q", c.name, err, c.want)
+		}
+	}
+}
+
+func TestDeviceTreeGiven(t *testing.T) {
+	img := mustOpen(t, arm64Image(0, mib))
+	for m, size := range map[Machine]int{MachineVirt: 100, MachineLKVM: fdtRoom} {
+		b := region(t, mustPlan(t, img, Options{Machine: m, ARM64: ARM64Options{DTB: initrd(100)}}), "device tree")
+		if len(b) != size || !bytes.Equal(bytes.TrimRight(b, "\x00"), bytes.Repeat([]byte{'i'}, 100)) {
+			t.Errorf("%s: %d bytes, want the tree given in %d", m, len(b), size)
 		}
 	}
 }

@@ -28,6 +28,7 @@ type ARM64Options struct {
 
 	KASLRSeed uint64
 	RNGSeed   []byte // nil: none
+	DTB       Blob   // a device tree to give instead of gvmm's own; nil: none
 	HVC       bool   // lkvm: the console is virtio's
 	Bare      bool   // lkvm: no kernel parameters but the user's (kvmtool's --nodefaults)
 }

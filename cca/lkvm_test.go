@@ -2,6 +2,7 @@ package cca
 
 import (
 	"bytes"
+	"compress/gzip"
 	"encoding/binary"
 	"encoding/hex"
 	"strings"
@@ -68,6 +69,11 @@ func testTree(ram, initrd memory.Range) []byte {
 	b = append(b, make([]byte, 16)...)
 	return append(append(b, structure...), names...)
 }
+
+const (
+	lkvmRAM       memory.GPA = 0x80000000
+	lkvmLoadLimit            = 256 << 20
+)
 
 // testLKVM is a launch of the test image whose device tree fits.
 func testLKVM(ram uint64, image []byte, initrdSize int, p Params) *LKVM {
@@ -186,14 +192,21 @@ func TestLKVMRefusals(t *testing.T) {
 		{"-M says", func(l *LKVM) { l.RAM = 512 << 20 }},
 		{"-i gives", func(l *LKVM) { l.Initrd = nil }},
 		{"-i gives", func(l *LKVM) { l.Initrd = bytes.NewReader(make([]byte, 50)) }},
-		{"initrd: 300000000", func(l *LKVM) { l.Initrd = bytes.NewReader(make([]byte, 300000000)) }},
-		{"not an arm64 Image", func(l *LKVM) { l.Kernel = bytes.NewReader(pattern(100, 3)) }},
-		{"not even 64", func(l *LKVM) { l.Kernel = bytes.NewReader(nil) }},
-		{"do not fit", func(l *LKVM) { l.Kernel = bytes.NewReader(testImage(5000, 1<<40, 0x3000)) }},
-		{"do not fit", func(l *LKVM) { l.Kernel = bytes.NewReader(testImage(5000, 0, 1<<63)) }},
-		{"more RAM", func(l *LKVM) { l.Kernel = bytes.NewReader(testImage(5000, 0, 255<<20)) }},
-		{"whole pages", func(l *LKVM) { l.RAM = 4097 }},
-		{"no place", func(l *LKVM) {
+		{"need 289 MiB", func(l *LKVM) { l.Initrd = bytes.NewReader(make([]byte, 300000000)) }},
+		{"no ELF, bzImage, arm64 Image", func(l *LKVM) { l.Kernel = bytes.NewReader(pattern(100, 3)) }},
+		{"not an uncompressed arm64 Image", func(l *LKVM) {
+			var b bytes.Buffer
+			w := gzip.NewWriter(&b)
+			_, _ = w.Write(img)
+			_ = w.Close()
+			l.Kernel = bytes.NewReader(b.Bytes())
+		}},
+		{"is empty", func(l *LKVM) { l.Kernel = bytes.NewReader(nil) }},
+		{"need 1048579 MiB", func(l *LKVM) { l.Kernel = bytes.NewReader(testImage(5000, 1<<40, 0x3000)) }},
+		{"so big", func(l *LKVM) { l.Kernel = bytes.NewReader(testImage(5000, 0, 1<<63)) }},
+		{"use -M 257M", func(l *LKVM) { l.Kernel = bytes.NewReader(testImage(5000, 0, 255<<20)) }},
+		{"whole 4 KiB pages", func(l *LKVM) { l.RAM = 4097 }},
+		{"need 3 MiB", func(l *LKVM) {
 			l.DTB = bytes.NewReader(testTree(memory.Range{Base: lkvmRAM, Size: 2 << 20}, memory.Range{}))
 		}},
 	} {

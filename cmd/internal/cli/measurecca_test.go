@@ -75,7 +75,7 @@ func TestMeasureCCA(t *testing.T) {
 		"--dtb goes with": {"cca", "--dtb=x", kernel}, "v12 measures": append(args, "--hash=sha512", "--realm=abi=v12", kernel), "abi \"v11\"": append(args, "--realm=abi=v11", kernel),
 		"only with --dtb": {"cca", "--ripas=bss", kernel}, "sha384": append(args, "--hash=sha384", kernel),
 		"give all or bss": append(args, "--ripas=none", kernel), "RMM version 3": append(args, "--rmm=3", kernel), "regular": append(args, dir),
-		"not an arm64 Image": append(args, filepath.Join(dir, "dtb")), "no such file": append(args, "-i", "nothing", kernel),
+		"no ELF, bzImage, arm64 Image": append(args, filepath.Join(dir, "dtb")), "no such file": append(args, "-i", "nothing", kernel),
 	} {
 		var out, errs bytes.Buffer
 		if status := Main(append([]string{"measure"}, args...), &out, &errs, kvm.Host{}); status != 125 || !strings.Contains(errs.String(), say) {
