@@ -59,7 +59,7 @@ func TestCET(t *testing.T) {
 			t.Errorf("not every test passed:\n%s", got)
 		}
 	})
-	l := linux{b.file(t, kernel.Image), b.file(t, initrd)}
+	l := linux{b.file(t, kernel.Image), b.file(t, initrd), "console=ttyS0 quiet panic=-1"}
 	for _, c := range []struct{ policy, says string }{
 		{"require", `lab: cet=/bin/shstk ok: flags ["user_shstk" "ibt"], "shadow stack 0\nsignal 11\ncode 10\n"`},
 		{"off", `lab: cet=/bin/shstk ok: flags [], "shadow stack -95\ngadget ran 1\n"`},

@@ -40,7 +40,7 @@ func TestLab(t *testing.T) {
 }
 
 // linux is a Debian kernel with our init, on the host.
-type linux struct{ kernel, initrd string }
+type linux struct{ kernel, initrd, params string }
 
 func newLinux(ctx context.Context, t *testing.T, b *bench, pkg string) linux {
 	t.Helper()
@@ -48,15 +48,20 @@ func newLinux(ctx context.Context, t *testing.T, b *bench, pkg string) linux {
 	if err != nil {
 		t.Fatal(err)
 	}
-	initrd := filepath.Join(t.TempDir(), pkg+".cpio")
-	if err := k.Initramfs(ctx, initrd, nil, lab.GuestModules...); err != nil {
+	return linuxOf(ctx, t, b, k, "console=ttyS0 quiet panic=-1", lab.GuestModules)
+}
+
+func linuxOf(ctx context.Context, t *testing.T, b *bench, k *lab.Kernel, params string, modules []string) linux {
+	t.Helper()
+	initrd := filepath.Join(t.TempDir(), "linux.cpio")
+	if err := k.Initramfs(ctx, initrd, nil, modules...); err != nil {
 		t.Fatal(err)
 	}
-	return linux{b.file(t, k.Image), b.file(t, initrd)}
+	return linux{b.file(t, k.Image), b.file(t, initrd), params}
 }
 
 func (l linux) args(params string, flags ...string) []string {
-	return append(flags, "-M", "512", "-i", l.initrd, "-a", "console=ttyS0 quiet panic=-1 "+params, l.kernel)
+	return append(flags, "-M", "512", "-i", l.initrd, "-a", l.params+" "+params, l.kernel)
 }
 
 func testLinux(ctx context.Context, t *testing.T, b *bench, x86 *lab.Machine) {
@@ -126,7 +131,7 @@ func ext4(t *testing.T) string {
 		t.Fatal(err)
 	}
 	image := filepath.Join(t.TempDir(), "ext4.img")
-	if out, err := exec.Command(sbin("mkfs.ext4"), "-q", "-d", dir, image, "8M").CombinedOutput(); err != nil {
+	if out, err := exec.Command(sbin("mkfs.ext4"), "-q", "-d", dir, image, "2M").CombinedOutput(); err != nil {
 		t.Fatalf("mkfs.ext4: %v: %s", err, out)
 	}
 	return image

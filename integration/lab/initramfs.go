@@ -17,6 +17,9 @@ import (
 var GuestModules = []string{"virtio_pci", "virtio_mmio", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng",
 	"9pnet_virtio", "9p", "button", "pvpanic", "pvpanic_mmio"}
 
+// ARM64GuestModules are those of an arm64 guest with Debian's generic kernel.
+var ARM64GuestModules = append([]string{"crc32c_generic", "ext4"}, GuestModules...)
+
 var hostModules = []string{"kvm_amd", "tun", "vhost_net", "virtio_pci", "virtio_console"}
 
 // Initramfs writes an archive with our init and the named modules to path, and
@@ -124,7 +127,17 @@ func Root() (string, error) {
 
 // Guests builds our small guests (integration/guests) and returns the folder
 // they are in.
-func Guests(ctx context.Context) (string, error) {
+func Guests(ctx context.Context) (string, error) { return guests(ctx, "all") }
+
+// ARM64Guests is [Guests] for the arm64 lab.
+func ARM64Guests(ctx context.Context) (string, error) {
+	if _, err := needProgram(ctx, "aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu"); err != nil {
+		return "", err
+	}
+	return guests(ctx, "arm64")
+}
+
+func guests(ctx context.Context, target string) (string, error) {
 	root, err := Root()
 	if err != nil {
 		return "", err
@@ -134,7 +147,7 @@ func Guests(ctx context.Context) (string, error) {
 		return "", err
 	}
 	out := filepath.Join(dir, "guests")
-	cmd := exec.CommandContext(ctx, "make", "-s", "-C", filepath.Join(root, "integration", "guests"), "OUT="+out)
+	cmd := exec.CommandContext(ctx, "make", "-s", "-C", filepath.Join(root, "integration", "guests"), target, "OUT="+out)
 	if b, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build the guests (gcc and make are needed): %w\n%s", err, b)
 	}
