@@ -197,7 +197,7 @@ func TestSNPRefused(t *testing.T) {
 		says    []string
 	}{
 		"no SNP":       {o: psp.Options{NoSNP: true}, lacking: true, says: []string{"machine", "kvm_amd"}},
-		"policy":       {o: psp.Options{PolicyBits: 0x1bffff}, change: func(s *SNP) { s.Policy = 0x2030000 }, lacking: true, says: []string{"25 page_swap_disable", "0x1bffff"}},
+		"policy":       {o: psp.Options{PolicyBits: 0x1bffff}, change: func(s *SNP) { s.Policy = 0x2030000 }, lacking: true, says: []string{"0x2000000 [PAGE_SWAP_DISABLE]", "0x1bffff"}},
 		"policy MBO":   {change: func(s *SNP) { s.Policy = 0x10000 }, lacking: true, says: []string{"bit 17"}},
 		"migration":    {change: func(s *SNP) { s.Policy = 0x70000 }, lacking: true, says: []string{"bit 18"}},
 		"features":     {change: func(s *SNP) { s.Features = 0x21 | 1<<9 }, lacking: true, says: []string{"0x200"}},

@@ -4,54 +4,55 @@
 // what they refuse.
 package driver
 
-import "fmt"
+import (
+	"cmp"
+	"fmt"
+	"strings"
+)
 
-// firmwareErrors are the secure processor's status codes that a launch can meet
-// (AMD 56860, table "Status Codes"; Linux psp-sev.h), with the likely cause.
-var firmwareErrors = map[uint32]struct{ name, cause string }{
-	0x01: {"INVALID_PLATFORM_STATE", "SNP is not initialized: see the kernel log for SNP_INIT"},
-	0x02: {"INVALID_GUEST_STATE", "a command out of order: the launch has ended or not begun"},
-	0x03: {"INVALID_CONFIG", "the platform's configuration does not allow it: see the firmware's SNP settings"},
-	0x04: {"INVALID_LENGTH", "a structure of another size: firmware and kernel do not fit together"},
-	0x07: {"POLICY_FAILURE", "the guest policy is not met: it forbids SMT on a host with SMT, asks for a newer firmware, a single socket or a feature that is off, or is not the ID block's"},
-	0x08: {"INACTIVE", "the guest has no ASID"},
-	0x09: {"INVALID_ADDRESS", "a page that the secure processor cannot reach"},
-	0x0a: {"BAD_SIGNATURE", "the ID block or its key is not signed by the key in the ID authentication page, or block and page were exchanged"},
-	0x0b: {"BAD_MEASUREMENT", "the launch is not the one that the ID block is for"},
-	0x0c: {"ASID_OWNED", "another guest has the ASID"},
-	0x0d: {"INVALID_ASID", "the ASID is not one for SNP guests: raise the number of SEV-ES ASIDs in the BIOS"},
-	0x0f: {"DF_FLUSH_REQUIRED", "ASIDs are to be flushed first: try again"},
-	0x10: {"INVALID_GUEST", "the guest context is not valid"},
-	0x11: {"INVALID_COMMAND", "the firmware does not know the command: update it"},
-	0x12: {"ACTIVE", "the guest is active already"},
-	0x13: {"HWERROR_PLATFORM", "a hardware error: reset the machine"},
-	0x14: {"HWERROR_UNSAFE", "a hardware error that is not safe: reset the machine"},
-	0x15: {"UNSUPPORTED", "the firmware has no such feature: update it"},
-	0x16: {"INVALID_PARAM", "a parameter, or a CPUID table that claims what the processor does not have"},
-	0x17: {"RESOURCE_LIMIT", "no resources left: too many guests"},
-	0x18: {"SECURE_DATA_INVALID", "the firmware's own data is damaged"},
-	0x19: {"INVALID_PAGE_SIZE", "a page of another size in the RMP than in the command"},
-	0x1a: {"INVALID_PAGE_STATE", "a page that is not the guest's in the RMP: it was launched twice or is in use"},
-	0x1b: {"INVALID_MDATA_ENTRY", "page metadata that is not valid"},
-	0x1c: {"INVALID_PAGE_OWNER", "a page of another guest"},
-	0x1d: {"AEAD_OFLOW", "the guest has used up its nonces"},
-	0x20: {"RMP_INIT_REQUIRED", "the RMP is not initialized: enable SNP in the BIOS and load kvm_amd anew"},
-	0x21: {"BAD_SVN", "a security version lower than the committed one"},
-	0x22: {"BAD_VERSION", "a version that the firmware does not take"},
-	0x23: {"SHUTDOWN_REQUIRED", "SNP_SHUTDOWN is needed: unload kvm_amd and ccp and load them anew"},
-	0x24: {"UPDATE_FAILED", "the firmware's update failed"},
-	0x25: {"RESTORE_REQUIRED", "the firmware was updated and is to be restored"},
-	0x26: {"RMP_INIT_FAILED", "the RMP could not be initialized: the BIOS must reserve memory for all of it"},
-	0x27: {"INVALID_KEY", "the key is not there: load a VLEK, or do without vcek-disabled"},
+// firmwareErrors are the secure processor's status codes from 1 on (AMD 56860,
+// "Status Codes"; Linux psp-sev.h).
+const firmwareErrors = `INVALID_PLATFORM_STATE INVALID_GUEST_STATE INVALID_CONFIG INVALID_LENGTH ALREADY_OWNED
+	INVALID_CERTIFICATE POLICY_FAILURE INACTIVE INVALID_ADDRESS BAD_SIGNATURE BAD_MEASUREMENT ASID_OWNED INVALID_ASID WBINVD_REQUIRED
+	DF_FLUSH_REQUIRED INVALID_GUEST INVALID_COMMAND ACTIVE HWERROR_PLATFORM HWERROR_UNSAFE UNSUPPORTED INVALID_PARAM RESOURCE_LIMIT
+	SECURE_DATA_INVALID INVALID_PAGE_SIZE INVALID_PAGE_STATE INVALID_MDATA_ENTRY INVALID_PAGE_OWNER AEAD_OFLOW (0x1e) RING_BUFFER_EXIT
+	RMP_INIT_REQUIRED BAD_SVN BAD_VERSION SHUTDOWN_REQUIRED UPDATE_FAILED RESTORE_REQUIRED RMP_INIT_FAILED INVALID_KEY`
+
+// causes are the likely ones of those that a launch meets.
+var causes = [...]string{
+	0x01: "SNP is not initialized: see the kernel log for SNP_INIT",
+	0x02: "a command out of order",
+	0x03: "the platform is not configured for it",
+	0x04: "kernel and firmware do not fit together: update one",
+	0x07: "the guest policy is not met: it forbids SMT on a host with SMT, asks for a newer firmware, a single socket or a feature that is off, or is not the ID block's",
+	0x0a: "the ID block or its key is not signed by the key in the ID authentication page: make both anew",
+	0x0b: "the launch is not the one that the ID block is for",
+	0x0d: "the ASID is not one for SNP guests: raise the number of SEV-ES ASIDs in the BIOS",
+	0x11: "the firmware does not know the command: update it",
+	0x13: "a hardware error: reset the machine",
+	0x14: "a hardware error that is not safe: reset the machine",
+	0x15: "the firmware has no such feature: update it",
+	0x16: "a parameter, or a CPUID table that claims what the processor does not have",
+	0x17: "too many guests",
+	0x19: "huge pages where the host has small ones",
+	0x1a: "a page that was launched twice or is in use",
+	0x1c: "a page of another guest",
+	0x20: "enable SNP in the BIOS and load kvm_amd anew",
+	0x23: "unload kvm_amd and ccp and load them anew",
+	0x26: "the BIOS must reserve memory for an RMP of all memory",
+	0x27: "no such key: load a VLEK, or do without vcek-disabled",
 }
 
 // firmwareError names a status code and its likely cause.
 func firmwareError(code uint32) string {
-	e, ok := firmwareErrors[code]
-	if !ok {
-		return fmt.Sprintf("firmware error %#x", code)
+	name, cause := "unknown", ""
+	if names := strings.Fields(firmwareErrors); code >= 1 && code <= uint32(len(names)) {
+		name = names[code-1]
 	}
-	return fmt.Sprintf("firmware error %#x, %s: %s", code, e.name, e.cause)
+	if code < uint32(len(causes)) {
+		cause = causes[code]
+	}
+	return fmt.Sprintf("firmware error %#x, %s: %s", code, name, cmp.Or(cause, "see AMD 56860"))
 }
 
 // TerminationReason says why a guest asked for its own end (GHCB 2.03, 2.3.1,

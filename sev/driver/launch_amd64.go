@@ -46,10 +46,6 @@ const (
 	oldPolicies = 0x1bffff // what KVM took before it said (Linux 6.11)
 )
 
-// policyBits names those of a guest policy (AMD 56860, table 9).
-var policyBits = map[int]string{16: "smt", 18: "migrate_ma", 19: "debug", 20: "single_socket", 21: "cxl_allow",
-	22: "mem_aes_256_xts", 23: "rapl_dis", 24: "ciphertext_hiding_dram", 25: "page_swap_disable"}
-
 // check refuses what KVM on this host would, and says it better.
 func (c *Config) check(sys *kvm.System) error {
 	accepted, err := sys.DeviceAttr(kvm.GroupSEV, kvm.SEVPolicyBits)
@@ -61,16 +57,9 @@ func (c *Config) check(sys *kvm.System) error {
 		return fmt.Errorf("guest policy %#x: bit 17 must be one", c.Policy)
 	case c.Policy&migrateMA != 0:
 		return fmt.Errorf("guest policy %#x: KVM launches no guest with a migration agent (bit 18)", c.Policy)
-	}
-	var refused []string
-	for bit := range 64 {
-		if c.Policy&^accepted>>bit&1 != 0 {
-			refused = append(refused, strings.TrimSpace(fmt.Sprintf("%d %s", bit, policyBits[bit])))
-		}
-	}
-	if refused != nil {
-		return fmt.Errorf("guest policy %#x: this host's KVM does not take bit %s (it takes %#x): leave it out, or run a newer kernel",
-			c.Policy, strings.Join(refused, ", "), accepted)
+	case c.Policy&^accepted != 0:
+		return fmt.Errorf("guest policy %#x: this host's KVM does not take the bits %#x %v (it takes %#x): leave them out, or run a newer kernel",
+			c.Policy, c.Policy&^accepted, policyBits(c.Policy&^accepted), accepted)
 	}
 	if c.Features &^= sev.FeatureSNP; c.Features != 0 {
 		offered, err := sys.DeviceAttr(kvm.GroupSEV, kvm.SEVVMSAFeatures)
@@ -82,6 +71,16 @@ func (c *Config) check(sys *kvm.System) error {
 		return errors.New("certs=: this host's KVM does not pass on requests for certificates (Linux 7.0 does): leave it out, the guest's owner can fetch them from AMD")
 	}
 	return nil
+}
+
+// policyBits names bits of a guest policy (AMD 56860, table 9).
+func policyBits(policy uint64) (names []string) {
+	for i, name := range [...]string{19: "DEBUG", "SINGLE_SOCKET", "CXL_ALLOW", "MEM_AES_256_XTS", "RAPL_DIS", "CIPHERTEXT_HIDING_DRAM", "PAGE_SWAP_DISABLE"} {
+		if name != "" && policy>>i&1 != 0 {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // Begin makes a fresh VM of [kvm.VMTypeSNP] an SNP guest and starts its launch.

@@ -28,65 +28,11 @@ const (
 	ExitSNPReqCerts = 43
 )
 
-// Commands of KVM_MEMORY_ENCRYPT_OP (enum sev_cmd_id).
-const (
-	sevInit2          = 22
-	snpLaunchStart    = 100
-	snpLaunchUpdate   = 101
-	snpLaunchFinish   = 102
-	snpEnableReqCerts = 103
-
-	nrMemoryEncryptOp = 0xba
-)
-
-// SNP page types (KVM_SEV_SNP_PAGE_TYPE_*, AMD 56860 table 69).
-const (
-	SNPPageNormal     = 1
-	SNPPageZero       = 3
-	SNPPageUnmeasured = 4
-	SNPPageSecrets    = 5
-	SNPPageCPUID      = 6
-)
-
 type sevCmd struct {
 	id, _ uint32
 	data  unsafe.Pointer
 	err   uint32
 	sevFD uint32
-}
-
-type sevInit struct {
-	vmsaFeatures   uint64
-	flags          uint32
-	ghcbVersion, _ uint16
-	_              [8]uint32
-}
-
-type snpStart struct {
-	policy uint64
-	gosvw  [16]byte
-	flags  uint16
-	_      [6]byte
-	_      [4]uint64
-}
-
-type snpUpdate struct {
-	gfnStart uint64
-	uaddr    unsafe.Pointer
-	size     uint64
-	kind, _  uint8
-	flags    uint16
-	_        uint32
-	_        [4]uint64
-}
-
-type snpFinish struct {
-	idBlock, idAuth              unsafe.Pointer
-	idBlockEn, authKeyEn, noVCEK bool
-	hostData                     [32]byte
-	_                            [3]byte
-	flags                        uint16
-	_                            [4]uint64
 }
 
 // SEVError is a KVM_MEMORY_ENCRYPT_OP that failed.
@@ -121,10 +67,11 @@ func (v *VM) OpenSEV() (*SEV, error) {
 	return &SEV{file{v.k, fd}, v}, nil
 }
 
-// command issues a command (KVM_MEMORY_ENCRYPT_OP); errors are [SEVError]s.
+// command issues a command (KVM_MEMORY_ENCRYPT_OP, enum sev_cmd_id); errors are
+// [SEVError]s.
 func (s *SEV) command(name string, id uint32, data unsafe.Pointer) error {
 	c := &sevCmd{id: id, data: data, sevFD: uint32(s.fd)}
-	if _, err := s.k.Ioctl(s.vm.fd, gokvm.IIOWR(nrMemoryEncryptOp, 8), unsafe.Pointer(c)); err != nil {
+	if _, err := s.k.Ioctl(s.vm.fd, gokvm.IIOWR(0xba, 8), unsafe.Pointer(c)); err != nil {
 		return &SEVError{name, c.err, err}
 	}
 	return nil
@@ -133,30 +80,38 @@ func (s *SEV) command(name string, id uint32, data unsafe.Pointer) error {
 // Init makes the VM an SNP guest, before it has vCPUs. features are SEV_FEATURES
 // besides bit 0 (KVM_SEV_INIT2).
 func (s *SEV) Init(features uint64) error {
-	return s.command("KVM_SEV_INIT2", sevInit2, unsafe.Pointer(&sevInit{vmsaFeatures: features}))
+	return s.command("KVM_SEV_INIT2", 22, unsafe.Pointer(&struct { // kvm_sev_init
+		features uint64
+		_        [5]uint64
+	}{features: features}))
 }
 
 // EnableReqCerts has the guest's requests for certificates come as
 // [ExitSNPReqCerts] (KVM_SEV_SNP_ENABLE_REQ_CERTS).
-func (s *SEV) EnableReqCerts() error {
-	return s.command("KVM_SEV_SNP_ENABLE_REQ_CERTS", snpEnableReqCerts, nil)
-}
+func (s *SEV) EnableReqCerts() error { return s.command("KVM_SEV_SNP_ENABLE_REQ_CERTS", 103, nil) }
 
 // Start begins the launch under a guest policy (KVM_SEV_SNP_LAUNCH_START).
 func (s *SEV) Start(policy uint64) error {
-	return s.command("KVM_SEV_SNP_LAUNCH_START", snpLaunchStart, unsafe.Pointer(&snpStart{policy: policy}))
+	return s.command("KVM_SEV_SNP_LAUNCH_START", 100, unsafe.Pointer(&struct { // kvm_sev_snp_launch_start
+		policy uint64
+		_      [7]uint64
+	}{policy: policy}))
 }
 
-// Update launches size bytes at gpa, whole private pages, as pages of a kind
-// (KVM_SEV_SNP_LAUNCH_UPDATE). Their bytes are those of src, which is page-aligned,
-// no memory of Go's, and nil for [SNPPageZero]. done are the bytes launched: fewer
-// where KVM wants the rest in another call.
+// Update launches size bytes at gpa, whole private pages, as pages of a type of
+// package sev (KVM_SEV_SNP_LAUNCH_UPDATE). Their bytes are those of src, which is
+// page-aligned, no memory of Go's, and nil for zero pages. done are the bytes
+// launched: fewer where KVM wants the rest in another call.
 func (s *SEV) Update(kind uint8, gpa, size uint64, src []byte) (done uint64, err error) {
-	u := &snpUpdate{gfnStart: gpa >> 12, uaddr: unsafe.Pointer(unsafe.SliceData(src)), size: size, kind: kind}
-	if err := s.command(fmt.Sprintf("KVM_SEV_SNP_LAUNCH_UPDATE at %#x", gpa), snpLaunchUpdate, unsafe.Pointer(u)); err != nil {
-		return 0, err
-	}
-	return min(u.gfnStart<<12-gpa, size), nil
+	u := &struct { // kvm_sev_snp_launch_update
+		gfn   uint64
+		uaddr unsafe.Pointer
+		size  uint64
+		kind  uint8
+		_     [5]uint64
+	}{gfn: gpa >> 12, uaddr: unsafe.Pointer(unsafe.SliceData(src)), size: size, kind: kind}
+	err = s.command(fmt.Sprintf("KVM_SEV_SNP_LAUNCH_UPDATE at %#x", gpa), 101, unsafe.Pointer(u))
+	return min(u.gfn<<12-gpa, size), err
 }
 
 // LaunchEnd is what the end of a launch carries.
@@ -169,9 +124,15 @@ type LaunchEnd struct {
 
 // Finish measures every vCPU and ends the launch (KVM_SEV_SNP_LAUNCH_FINISH).
 func (s *SEV) Finish(e *LaunchEnd) error {
-	return s.command("KVM_SEV_SNP_LAUNCH_FINISH", snpLaunchFinish, unsafe.Pointer(&snpFinish{
+	return s.command("KVM_SEV_SNP_LAUNCH_FINISH", 102, unsafe.Pointer(&struct { // kvm_sev_snp_launch_finish
+		idBlock, idAuth                   unsafe.Pointer
+		hasBlock, hasAuthor, vcekDisabled bool
+		hostData                          [32]byte
+		_                                 [5]byte
+		_                                 [4]uint64
+	}{
 		idBlock: unsafe.Pointer(unsafe.SliceData(e.IDBlock)), idAuth: unsafe.Pointer(unsafe.SliceData(e.IDAuth)),
-		idBlockEn: e.IDBlock != nil, authKeyEn: e.AuthorKey, noVCEK: e.VCEKDisabled, hostData: e.HostData,
+		hasBlock: e.IDBlock != nil, hasAuthor: e.AuthorKey, vcekDisabled: e.VCEKDisabled, hostData: e.HostData,
 	}))
 }
 
@@ -182,16 +143,9 @@ type SNPStatus struct {
 	TCB, ReportedTCB             uint64
 }
 
-type sevIssueCmd struct {
-	cmd         uint32
-	data0, data uint32 // a 64-bit pointer, packed
-	err         uint32
-}
-
 // PlatformStatus asks the secure processor for its firmware's level
 // (SNP_PLATFORM_STATUS on /dev/sev).
 func (s *System) PlatformStatus() (*SNPStatus, error) {
-	const snpPlatformStatus, issueCmd = 9, 0xc0105300 // _IOWR('S', 0, struct sev_issue_cmd)
 	fd, err := s.k.Open(SEVPath)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", SEVPath, err)
@@ -199,9 +153,9 @@ func (s *System) PlatformStatus() (*SNPStatus, error) {
 	defer func() { _ = s.k.Close(fd) }()
 	status := &SNPStatus{}
 	p := uintptr(unsafe.Pointer(status))
-	c := &sevIssueCmd{cmd: snpPlatformStatus, data0: uint32(p), data: uint32(p >> 32)}
-	if _, err = s.k.Ioctl(fd, issueCmd, unsafe.Pointer(c)); err != nil {
-		return nil, &SEVError{"SNP_PLATFORM_STATUS", c.err, err}
+	c := &[4]uint32{9, uint32(p), uint32(p >> 32)}                         // struct sev_issue_cmd, packed: command, pointer, error
+	if _, err = s.k.Ioctl(fd, 0xc0105300, unsafe.Pointer(c)); err != nil { // _IOWR('S', 0, struct sev_issue_cmd)
+		return nil, &SEVError{"SNP_PLATFORM_STATUS", c[3], err}
 	}
 	return status, nil
 }

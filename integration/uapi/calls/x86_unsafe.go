@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"unsafe"
 
+	"github.com/gvmm/gvmm/sev"
 	"github.com/gvmm/gvmm/vmm/kvm"
 )
 
@@ -55,20 +56,20 @@ func archCalls(p *printer, sys *kvm.System, vm *kvm.VM, cpu *kvm.VCPU) {
 	p.do("KVM_SET_TSS_ADDR", func() { err = vm.SetTSSAddr(1) })
 	p.do("KVM_CREATE_PIT2", func() { err = vm.CreatePIT() })
 
-	sev, err := vm.OpenSEV()
+	psp, err := vm.OpenSEV()
 	check(err)
 	p.sized("KVM_MEMORY_ENCRYPT_OP", 24, func() {
-		err = sev.Init(0x21)
+		err = psp.Init(0x21)
 		check(err)
-		check(sev.EnableReqCerts())
-		check(sev.Start(0x30000))
-		_, err = sev.Update(kvm.SNPPageNormal, 0x12345000, 0x2000, make([]byte, 1))
+		check(psp.EnableReqCerts())
+		check(psp.Start(0x30000))
+		_, err = psp.Update(uint8(sev.PageNormal), 0x12345000, 0x2000, make([]byte, 1))
 		check(err)
 		end := &kvm.LaunchEnd{IDBlock: make([]byte, 96), IDAuth: make([]byte, 4096), AuthorKey: true, VCEKDisabled: true}
 		for i := range end.HostData {
 			end.HostData[i] = byte(i + 1)
 		}
-		check(sev.Finish(end))
+		check(psp.Finish(end))
 	})
 	p.do("SEV_ISSUE_CMD", func() { _, err = sys.PlatformStatus() })
 	check(err)
@@ -109,7 +110,7 @@ var archConstants = map[string]int{
 	"KVM_X86_SNP_POLICY_BITS": kvm.SEVPolicyBits, "KVM_X86_SEV_SNP_REQ_CERTS": kvm.SEVReqCerts,
 	"KVM_EXIT_HYPERCALL": kvm.ExitHypercall, "KVM_EXIT_SNP_REQ_CERTS": kvm.ExitSNPReqCerts,
 	"KVM_HC_MAP_GPA_RANGE": kvm.HypercallMapGPA, "KVM_MAP_GPA_RANGE_ENCRYPTED": kvm.MapGPAEncrypted,
-	"KVM_SEV_SNP_PAGE_TYPE_NORMAL": kvm.SNPPageNormal, "KVM_SEV_SNP_PAGE_TYPE_ZERO": kvm.SNPPageZero,
-	"KVM_SEV_SNP_PAGE_TYPE_UNMEASURED": kvm.SNPPageUnmeasured, "KVM_SEV_SNP_PAGE_TYPE_SECRETS": kvm.SNPPageSecrets,
-	"KVM_SEV_SNP_PAGE_TYPE_CPUID": kvm.SNPPageCPUID,
+	"KVM_SEV_SNP_PAGE_TYPE_NORMAL": int(sev.PageNormal), "KVM_SEV_SNP_PAGE_TYPE_ZERO": int(sev.PageZero),
+	"KVM_SEV_SNP_PAGE_TYPE_UNMEASURED": int(sev.PageUnmeasured), "KVM_SEV_SNP_PAGE_TYPE_SECRETS": int(sev.PageSecrets),
+	"KVM_SEV_SNP_PAGE_TYPE_CPUID": int(sev.PageCPUID),
 }
