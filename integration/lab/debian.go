@@ -177,13 +177,8 @@ func (d *debs) fetch(ctx context.Context, pkg, dir string) error {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(tmp) }()
-	if err := d.apt(ctx, tmp, "download", pkg); err != nil {
-		if err := d.apt(ctx, tmp, "update"); err != nil {
-			return err
-		}
-		if err := d.apt(ctx, tmp, "download", pkg); err != nil {
-			return err
-		}
+	if err := d.download(ctx, tmp, pkg); err != nil {
+		return err
 	}
 	debs, err := filepath.Glob(filepath.Join(tmp, "*.deb"))
 	if err != nil || len(debs) != 1 {
@@ -208,6 +203,58 @@ func (d *debs) fetch(ctx context.Context, pkg, dir string) error {
 		}
 	}
 	return os.Rename(ready, dir)
+}
+
+// download downloads a package into a folder.
+func (d *debs) download(ctx context.Context, dir, pkg string) error {
+	if d.apt(ctx, dir, "download", pkg) == nil {
+		return nil
+	}
+	if err := d.apt(ctx, dir, "update"); err != nil {
+		return err
+	}
+	return d.apt(ctx, dir, "download", pkg)
+}
+
+// DebianFile fetches one file of a package of a suite, "" for this machine's, or
+// takes it from the cache. It returns the file's path here.
+func DebianFile(ctx context.Context, suite, pkg, name string) (string, error) {
+	cache, err := CacheDir()
+	if err != nil {
+		return "", err
+	}
+	unlock, err := lock(cache)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	path := filepath.Join(cache, "files", suite, pkg, filepath.Base(name))
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	}
+	tmp, err := os.MkdirTemp(cache, ".fetch")
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = os.RemoveAll(tmp) }()
+	d := new(debs)
+	if suite != "" {
+		if d, err = newDebs(ctx, tmp, "amd64", suite); err != nil {
+			return "", err
+		}
+	}
+	x := filepath.Join(tmp, "x")
+	err = d.download(ctx, tmp, pkg)
+	if err == nil {
+		err = unpack(ctx, tmp, x)
+	}
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(path), 0o755)
+	}
+	if err != nil {
+		return "", err
+	}
+	return path, os.Rename(filepath.Join(x, name), path)
 }
 
 // moduleFiles returns the files of the named modules and all they depend on, in

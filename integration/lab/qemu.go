@@ -2,10 +2,12 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/gvmm/gvmm/integration/lab/wire"
@@ -22,9 +24,22 @@ func StartX86(ctx context.Context, mib int) (*Machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	return startQEMU(ctx, kernel, "console=ttyS0 mitigations=off",
+	l, err := startQEMU(ctx, kernel, "console=ttyS0 mitigations=off",
 		qemu, "-cpu", "max,+svm,+npt", "-smp", "2", "-m", strconv.Itoa(mib))
+	if err != nil {
+		return nil, err
+	}
+	if err := l.Copy(minTimerPeriod, strings.NewReader("1000000")); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
 }
+
+// minTimerPeriod bounds how often a guest's periodic APIC timer ticks, in
+// microseconds. OVMF writes CR8 at each tick, and QEMU (7.2 to 9.2 at least,
+// target/i386's helper_write_crN) aborts when a nested guest does so while KVM
+// waits for it to take another interrupt.
+const minTimerPeriod = "/sys/module/kvm/parameters/min_timer_period_us"
 
 // GIC is an interrupt controller of the arm64 lab, as QEMU's gic-version= names it.
 type GIC string
