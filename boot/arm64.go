@@ -163,7 +163,7 @@ func (img *Image) completeARM64(o *Options) (l arm64Machine, err error) {
 		return l, fmt.Errorf("irqchip %s: the image knows no interrupt controller but %s", a.IRQChip, img.arm.chip)
 	}
 	if a.Transport == "" {
-		if a.Transport = TransportMMIO; o.Machine == MachineLKVM {
+		if a.Transport = TransportMMIO; o.Machine == MachineLKVM && img.Linux {
 			a.Transport = TransportPCI
 		}
 	}

@@ -19,7 +19,7 @@ type ARM64State struct {
 // about them.
 type ARM64Options struct {
 	Devices   int       // virtio devices
-	Transport Transport // of all of them; "": MMIO, or PCI on lkvm, as kvmtool has it
+	Transport Transport // of all of them; "": MMIO, or PCI for Linux on lkvm, as kvmtool has it
 	IRQChip   IRQChip   // "": what the image knows, or else the first of Host
 	Host      []IRQChip // what the host has, best first; nil: everything
 	Realm     bool      // PSCI calls by SMC, which goes to the realm's own monitor
