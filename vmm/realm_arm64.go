@@ -50,7 +50,7 @@ func (m *VM) launchRealm() error {
 		cpus[i] = c
 	}
 	if err := m.realm.Launch(launch, m.mem, cpus); err != nil {
-		return fmt.Errorf("realm: %w", err)
+		return &LackingError{fmt.Errorf("realm, by the kernel's interface %s: %w", c.ABI, err)}
 	}
 	return nil
 }
