@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"slices"
 	"testing"
 	"unsafe"
@@ -42,10 +43,11 @@ type meddler struct {
 	register func(cpu int, request uint32, arg []byte) // shown every structure that sets registers
 	extraCPU bool                                      // create a vCPU of its own behind the first
 	swapCPUs bool                                      // give the first two each other's registers
+	lessCPU  int                                       // create this vCPU, counted from 1, in another VM
 
-	cpus  []int
-	extra int
-	held  *page // swapped: to be launched behind the next
+	cpus []int
+	own  []int // descriptors that are not the monitor's
+	held *page // swapped: to be launched behind the next
 }
 
 // page is a page on its way into the launch.
@@ -67,26 +69,47 @@ const (
 )
 
 func (k *meddler) Call(fd int, request, arg uintptr) (int, error) {
+	if request == createVCPU && len(k.cpus)+1 == k.lessCPU {
+		other, err := k.otherVM()
+		if err != nil {
+			return 0, err
+		}
+		fd = other
+	}
 	n, err := k.Kernel.Call(fd, request, arg)
 	if request != createVCPU || err != nil {
 		return n, err
 	}
 	k.cpus = append(k.cpus, n)
 	if k.extraCPU && len(k.cpus) == 1 {
-		if k.extra, err = k.Kernel.Call(fd, request, 77); err != nil {
+		extra, err := k.Kernel.Call(fd, request, 77)
+		if err != nil {
 			return 0, err
 		}
+		k.own = append(k.own, extra)
 	}
 	return n, nil
 }
 
-func (k *meddler) Close(fd int) error {
-	if k.extra != 0 && len(k.cpus) > 0 && fd == k.cpus[0] {
-		if err := k.Kernel.Close(k.extra); err != nil {
-			return err
-		}
+// otherVM makes a VM beside the monitor's.
+func (k *meddler) otherVM() (int, error) {
+	sys, err := k.Kernel.Open(kvm.Path)
+	if err != nil {
+		return 0, err
 	}
-	return k.Kernel.Close(fd)
+	const createVM = 0xae01
+	vm, err := k.Kernel.Call(sys, createVM, 0)
+	k.own = append(k.own, sys, vm)
+	return vm, err
+}
+
+// done closes what is the meddler's own.
+func (k *meddler) done() error {
+	var err error
+	for _, fd := range k.own {
+		err = errors.Join(err, k.Kernel.Close(fd))
+	}
+	return err
 }
 
 func (k *meddler) Ioctl(fd int, request uintptr, arg unsafe.Pointer) (int, error) {

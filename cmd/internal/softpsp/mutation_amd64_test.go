@@ -77,6 +77,9 @@ func (c *launchCase) launch(t testing.TB, o psp.Options, change func(*meddler)) 
 		digest = fmt.Sprintf("%x", l.Digest)
 		err = m.Close()
 	}
+	if err := k.done(); err != nil {
+		t.Fatal(err)
+	}
 	if n := host.OpenFiles(); n != 0 {
 		t.Fatalf("%s: %d descriptors were left open", c.name, n)
 	}
@@ -223,6 +226,8 @@ func TestRegisters(t *testing.T) {
 		}
 		for name, change := range map[string]func(*meddler){
 			"a vCPU more":     func(k *meddler) { k.extraCPU = true },
+			"a vCPU less":     func(k *meddler) { k.lessCPU = c.cfg.CPUs },
+			"the first less":  func(k *meddler) { k.lessCPU = 1 },
 			"vCPUs exchanged": func(k *meddler) { k.swapCPUs = true },
 			"no registers for the last vCPU": func(k *meddler) {
 				k.register = func(n int, request uint32, arg []byte) {
