@@ -3,6 +3,7 @@ package sev
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"reflect"
 	"slices"
@@ -203,6 +204,46 @@ func TestPlanFirmware(t *testing.T) {
 	}
 	if err := PlanFirmware(snpPlan()); err == nil {
 		t.Error("a plan without firmware was accepted")
+	}
+}
+
+// A plain guest's AmdSev firmware finds the same hashes in the same place as in
+// an SNP launch; one that does not ask for them gets none.
+func TestPlanHashes(t *testing.T) {
+	plan := func(file string, o boot.Options) *boot.Plan {
+		data := readFile(t, file)
+		img, err := boot.OpenFirmware(bytes.NewReader(data), int64(len(data)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.Memory = 128 << 20
+		p, err := img.Plan(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	kernel := boot.Options{Kernel: strings.NewReader("MZ kernel"), Initrd: strings.NewReader("initrd"), Params: "quiet"}
+	p, launched := plan("ovmf_AmdSev_suffix.bin", kernel), plan("ovmf_AmdSev_suffix.bin", kernel)
+	if err := errors.Join(PlanHashes(p), PlanFirmware(launched)); err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(launched.Regions, func(r boot.Region) bool { return r.Name == "kernel hashes" })
+	if got, want := p.Regions[0], launched.Regions[i]; len(p.Regions) != 2 || got.Range != want.Range || got.Kind != want.Kind || !reflect.DeepEqual(got.Data, want.Data) {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	for name, p := range map[string]*boot.Plan{
+		"no kernel":          plan("ovmf_AmdSev_suffix.bin", boot.Options{}),
+		"no table of hashes": plan("ovmf_OvmfX64_suffix.bin", kernel),
+	} {
+		if err := PlanHashes(p); err != nil || len(p.Regions) != 1 {
+			t.Errorf("%s: %v, regions %v", name, err, p.Regions)
+		}
+	}
+	small := plan("ovmf_AmdSev_suffix.bin", kernel)
+	small.RAM[0].Size = 8 << 20
+	if err := PlanHashes(small); err == nil || !strings.Contains(err.Error(), "outside the guest's memory") {
+		t.Errorf("hashes outside RAM: %v", err)
 	}
 }
 
