@@ -36,7 +36,7 @@ func (c *vcpu) dump() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "vCPU %d", c.ID)
 	show := func(name string, id uint64) {
-		if v, err := c.OneReg(id); err == nil {
+		if v, err := c.OneReg(id); err == nil && c.vm.realm == nil { // a realm's registers are its own
 			fmt.Fprintf(&b, "  %-9s %016x", name, v)
 		}
 	}

@@ -1,17 +1,9 @@
 package rmm
 
-import (
-	"golang.org/x/sys/unix"
-)
+import "golang.org/x/sys/unix"
 
 // Actions of the realms' capability (KVM_CAP_ARM_RME_*).
-const (
-	doConfig = iota
-	doCreate
-	doRIPAS
-	doPopulate
-	doActivate
-)
+const doConfig, doCreate, doRIPAS, doPopulate, doActivate = 0, 1, 2, 3, 4
 
 // action is one step of an explicit launch (kvm_realm_enable_cap).
 func (v *vm) action(what, arg uint64) error {
@@ -39,17 +31,16 @@ func (v *vm) action(what, arg uint64) error {
 		}
 		return v.createRealm()
 	case doRIPAS:
-		b := at(arg, 32)
 		if r.state != stateNew {
 			return v.k.rules.early
 		}
-		return r.setRAM(span{le.Uint64(b), le.Uint64(b) + le.Uint64(b[8:])}, false)
+		return r.setRAM(spanAt(at(arg, 32)), false)
 	case doPopulate:
 		b := at(arg, 32)
 		if r.state != stateNew {
 			return v.k.rules.early
 		}
-		m := span{le.Uint64(b), le.Uint64(b) + le.Uint64(b[8:])}
+		m := spanAt(b)
 		s, ok := v.slotOf(m)
 		switch {
 		case (m.lo|m.hi)&(page-1) != 0, le.Uint32(b[16:])&^1 != 0, m.hi < m.lo:
@@ -90,7 +81,7 @@ func (v *vm) populateNow(request uint32, arg uint64) (int, error) {
 		return 0, unix.ENOTTY
 	}
 	b := at(arg, 32)
-	m, source, flags := span{le.Uint64(b), le.Uint64(b) + le.Uint64(b[8:])}, le.Uint64(b[16:]), le.Uint32(b[24:])
+	m, source, flags := spanAt(b), le.Uint64(b[16:]), le.Uint32(b[24:])
 	if v.realm == nil || le.Uint32(b[28:]) != 0 || flags&^1 != 0 || (m.lo|m.hi)&(page-1) != 0 || rules.aligned && source&(page-1) != 0 {
 		return 0, unix.EINVAL
 	}
@@ -162,11 +153,16 @@ func (v *vm) firstRun() error {
 	if err := v.ensureCreated(); err != nil {
 		return err
 	}
-	v.realm.state = stateDead // in case it fails
+	err := v.finish()
+	if err != nil {
+		v.realm.state = stateDead
+	}
+	return err
+}
+
+func (v *vm) finish() error {
 	for _, c := range v.cpus {
-		v.realm.state = stateNew
 		if err := c.createREC(); err != nil {
-			v.realm.state = stateDead
 			return err
 		}
 	}
@@ -175,7 +171,6 @@ func (v *vm) firstRun() error {
 			continue
 		}
 		if err := v.realm.setRAM(s.span, true); err != nil {
-			v.realm.state = stateDead
 			return err
 		}
 	}

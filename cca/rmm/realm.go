@@ -8,12 +8,7 @@ import (
 )
 
 // The states of a realm (DEN0137 A2.1, and KVM's of it).
-const (
-	stateNone = iota
-	stateNew
-	stateActive
-	stateDead
-)
+const stateNone, stateNew, stateActive, stateDead = 0, 1, 2, 3
 
 // realm is a realm as the RMM sees it.
 type realm struct {

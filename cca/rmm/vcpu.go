@@ -9,17 +9,10 @@ import (
 
 // Features of a vCPU, and registers by their ids (KVM_ARM_VCPU_*, KVM_REG_*).
 const (
-	featurePSCI = 2
-	featurePMU  = 3
-	featureSVE  = 4
+	featurePSCI, featurePMU, featureSVE = 2, 3, 4
 
-	regX0   = 0x6030000000100000
-	regX7   = regX0 + 14
-	regPC   = regX0 + 64
-	pmcr    = 0x603000000013dce0
-	dfr0    = 0x603000000013c028
-	sveVLS  = 0x606000000015ffff
-	maxFeat = 7 // of kernels without realms
+	regX0, regX7, regPC = 0x6030000000100000, regX0 + 14, regX0 + 64
+	pmcr, dfr0, sveVLS  = 0x603000000013dce0, 0x603000000013c028, 0x606000000015ffff
 )
 
 type vcpu struct {
@@ -60,7 +53,7 @@ func (c *vcpu) ioctl(request uint32, arg uint64) (int, error) {
 
 func (c *vcpu) init(features uint32) error {
 	r := c.vm.k.rules
-	known := uint32(1)<<maxFeat - 1
+	known := uint32(1)<<7 - 1
 	if r.needs && c.vm.realm != nil {
 		known |= 1 << r.feature
 	}
@@ -143,14 +136,11 @@ func (c *vcpu) createREC() error {
 
 // Exit reasons and offsets in struct kvm_run.
 const (
-	exitMMIO    = 6
-	exitEvent   = 24
-	exitFault   = 39
-	offNow      = 1
-	offReason   = 8
-	offUnion    = 32
-	shareAmount = 64 << 10 // bytes that the realm shares and takes back
+	exitMMIO, exitEvent, exitFault = 6, 24, 39
+	offNow, offReason, offUnion    = 1, 8, 32
 )
+
+const shareAmount = 64 << 10 // bytes that the realm shares and takes back
 
 // enter is KVM_RUN. Only the first vCPU does anything; the others wait for the
 // realm to start them, which it does not.

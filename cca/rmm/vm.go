@@ -7,16 +7,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	page    = 4096
-	private = 1 << 3
-	runSize = 0x2000
-)
+const page, private, runSize = 4096, 1 << 3, 0x2000
 
 // span is a range [lo, hi).
 type span struct{ lo, hi uint64 }
 
 func (s span) has(o span) bool { return s.lo <= o.lo && o.hi <= s.hi }
+
+// spanAt is the base and size at the start of b.
+func spanAt(b []byte) span { return span{le.Uint64(b), le.Uint64(b) + le.Uint64(b[8:])} }
 
 var le = binary.LittleEndian
 
@@ -26,32 +25,12 @@ type system struct{ k *Kernel }
 // Numbers of requests (include/uapi/linux/kvm.h). Those with a structure are
 // compared whole where versions of the series differ in them.
 const (
-	nrVersion     = 0x00
-	nrCreateVM    = 0x01
-	nrCheck       = 0x03
-	nrMmapSize    = 0x04
-	nrCreateVCPU  = 0x41
-	nrSlot        = 0x46
-	nrSlot2       = 0x49
-	nrIRQLine     = 0x61
-	nrRouting     = 0x6a
-	nrIRQFD       = 0x76
-	nrIOEventFD   = 0x79
-	nrRun         = 0x80
-	nrEnableCap   = 0xa3
-	nrSignalMSI   = 0xa5
-	nrGetReg      = 0xab
-	nrSetReg      = 0xac
-	nrInit        = 0xae
-	nrTarget      = 0xaf
-	nrFinalize    = 0xc2
-	nrAttributes  = 0xd2
-	nrGuestMemFD  = 0xd4
-	nrDevice      = 0xe0
-	nrSetAttr     = 0xe1
-	nrHasAttr     = 0xe3
-	populateIn    = 0x4020aed7 // _IOW, 32 bytes
-	populateInOut = 0xc020aed7 // _IOWR
+	nrVersion, nrCreateVM, nrCheck, nrMmapSize, nrCreateVCPU        = 0x00, 0x01, 0x03, 0x04, 0x41
+	nrSlot, nrSlot2, nrGuestMemFD, nrAttributes                     = 0x46, 0x49, 0xd4, 0xd2
+	nrIRQLine, nrRouting, nrIRQFD, nrIOEventFD, nrSignalMSI         = 0x61, 0x6a, 0x76, 0x79, 0xa5
+	nrRun, nrEnableCap, nrGetReg, nrSetReg, nrInit, nrTarget        = 0x80, 0xa3, 0xab, 0xac, 0xae, 0xaf
+	nrFinalize, nrDevice, nrSetAttr, nrHasAttr                      = 0xc2, 0xe0, 0xe1, 0xe3
+	populateIn, populateInOut                                uint32 = 0x4020aed7, 0xc020aed7 // _IOW and _IOWR, 32 bytes
 )
 
 func (s *system) ioctl(request uint32, arg uint64) (int, error) {
@@ -123,15 +102,14 @@ func (v *vm) ioctl(request uint32, arg uint64) (int, error) {
 		v.cpus = append(v.cpus, c)
 		return v.k.newFile(c)
 	case nrSlot:
-		b := at(arg, 32)
-		return 0, v.addSlot(le.Uint32(b), slot{span{le.Uint64(b[8:]), le.Uint64(b[8:]) + le.Uint64(b[16:])}, le.Uint64(b[24:]), nil})
+		return 0, v.addSlot(at(arg, 32), nil)
 	case nrSlot2:
 		b := at(arg, 160)
 		g, ok := v.k.files[int(le.Uint32(b[40:]))].(*gmem)
 		if !ok || le.Uint32(b[4:]) != 1<<2 || le.Uint64(b[32:])+le.Uint64(b[16:]) > g.size {
 			return 0, unix.EINVAL
 		}
-		return 0, v.addSlot(le.Uint32(b), slot{span{le.Uint64(b[8:]), le.Uint64(b[8:]) + le.Uint64(b[16:])}, le.Uint64(b[24:]), g})
+		return 0, v.addSlot(b, g)
 	case nrGuestMemFD:
 		b := at(arg, 64)
 		if size := le.Uint64(b); size != 0 && size%page == 0 && le.Uint64(b[8:]) == 0 {
@@ -160,19 +138,17 @@ func (v *vm) ioctl(request uint32, arg uint64) (int, error) {
 	return 0, unix.ENOTTY
 }
 
-func (v *vm) addSlot(n uint32, s slot) error {
-	if s.lo >= s.hi || (s.lo|s.hi|s.host)&(page-1) != 0 {
+func (v *vm) addSlot(b []byte, g *gmem) error {
+	s := slot{spanAt(b[8:]), le.Uint64(b[24:]), g}
+	if s.lo >= s.hi || (s.lo|s.hi|s.host)&(page-1) != 0 || v.realm != nil && s.hi > v.realm.shared() {
 		return unix.EINVAL
 	}
-	if v.realm != nil && s.hi > v.realm.shared() {
-		return unix.EINVAL
-	}
-	v.slots[n] = s
+	v.slots[le.Uint32(b)] = s
 	return nil
 }
 
 func (v *vm) setAttributes(b []byte) error {
-	r := span{le.Uint64(b), le.Uint64(b) + le.Uint64(b[8:])}
+	r := spanAt(b)
 	a := le.Uint64(b[16:])
 	if a&^private != 0 || le.Uint64(b[24:]) != 0 || r.lo >= r.hi || (r.lo|r.hi)&(page-1) != 0 {
 		return unix.EINVAL
@@ -213,10 +189,7 @@ func (v *vm) slotOf(r span) (slot, bool) {
 	return slot{}, false
 }
 
-const (
-	deviceGICv3 = 7
-	deviceITS   = 8
-)
+const deviceGICv3, deviceITS = 7, 8
 
 func (v *vm) device(b []byte) error {
 	kind := le.Uint32(b)
