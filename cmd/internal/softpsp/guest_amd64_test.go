@@ -3,14 +3,18 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gvmm/gvmm/boot"
 	"github.com/gvmm/gvmm/sev/psp"
 	"github.com/gvmm/gvmm/vmm"
 )
@@ -201,5 +205,100 @@ func TestWhatTheGuestFinds(t *testing.T) {
 	l, _ := m.Launched()
 	if l.HostData != [32]byte{1, 2, 3} || l.Policy != 0x30000 || len(l.VMSAs) != 2 {
 		t.Errorf("host data %x, policy %#x, %d vCPUs", l.HostData, l.Policy, len(l.VMSAs))
+	}
+}
+
+// A virtio device of such a guest wants VIRTIO_F_ACCESS_PLATFORM, and serves rings
+// and buffers in shared memory only.
+func TestVirtio(t *testing.T) {
+	const rings, buffer, private = uint64(0x300000), uint64(0x301000), uint64(0x310000)
+	const statusFeaturesOK, statusDriverOK, needsReset = 1 | 2 | 8, 1 | 2 | 4 | 8, 64
+	slot, _ := boot.MMIOSlot(0)
+	var failed string
+	host := psp.New(psp.Options{Script: func(g *psp.Guest) {
+		defer g.Out(powerOffPort, 2, 1<<13)
+		number := func(gpa uint64, n int) uint64 {
+			b := make([]byte, 8)
+			if err := g.Memory(gpa, b[:n], false, false); err != nil {
+				failed = err.Error()
+			}
+			return binary.LittleEndian.Uint64(b)
+		}
+		put := func(gpa uint64, v uint64, n int, private bool) {
+			if err := g.Memory(gpa, binary.LittleEndian.AppendUint64(nil, v)[:n], private, true); err != nil {
+				failed = err.Error()
+			}
+		}
+		reg := func(at uint64) uint32 {
+			b := make([]byte, 4)
+			g.MMIO(uint64(slot.Base)+at, b, false)
+			return binary.LittleEndian.Uint32(b)
+		}
+		set := func(at uint64, v uint32) {
+			g.MMIO(uint64(slot.Base)+at, binary.LittleEndian.AppendUint32(nil, v), true)
+		}
+		negotiate := func(high uint32) uint32 {
+			set(0x70, 0)
+			set(0x70, 1|2)
+			for sel, v := range []uint32{0, high} {
+				set(0x24, uint32(sel))
+				set(0x20, v)
+			}
+			set(0x70, statusFeaturesOK)
+			return reg(0x70)
+		}
+		// start gives the device a ring of one buffer and says whether it was used.
+		start := func(at, buf uint64, private bool) (used bool, status uint32) {
+			set(0x14, 1)
+			if high := reg(0x10); high != 3 || negotiate(high) != statusFeaturesOK {
+				failed = fmt.Sprintf("features %#x, status %#x", high, reg(0x70))
+				return
+			}
+			set(0x30, 0)
+			set(0x38, 4)
+			for i, field := range []uint64{0x80, 0x90, 0xa0} {
+				set(field, uint32(at)+uint32(i)*0x100)
+			}
+			put(at, buf, 8, private)
+			put(at+8, 64|2<<32, 8, private) // 64 bytes, for the device to write
+			put(at+0x100, 1<<16, 8, private)
+			put(at+0x202, 0, 2, private)
+			set(0x44, 1)
+			set(0x70, statusDriverOK)
+			set(0x50, 0)
+			for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); runtime.Gosched() {
+				if status = reg(0x70); status&needsReset != 0 {
+					return false, status
+				}
+				if !private && number(at+0x202, 2) == 1 {
+					return true, status
+				}
+			}
+			return false, status
+		}
+		if s := negotiate(1); s&8 != 0 { // VERSION_1 alone
+			failed = fmt.Sprintf("status %#x without ACCESS_PLATFORM", s)
+		}
+		if used, s := start(rings, buffer+0, false); s&needsReset == 0 || used { // the buffer is private as yet
+			failed = fmt.Sprintf("a private buffer: used %v, status %#x", used, s)
+		}
+		put(buffer, 0, 8, false)
+		if used, s := start(rings, buffer, false); !used || number(rings+0x208, 4) != 64 || number(buffer, 8) == 0 {
+			failed = fmt.Sprintf("used %v, status %#x", used, s)
+		}
+		if used, s := start(private, buffer, true); used || s&needsReset == 0 {
+			failed = fmt.Sprintf("private rings: used %v, status %#x", used, s)
+		}
+	}})
+	vm, err := vmm.New(vmm.Config{Image: writeImages(t).elf, Memory: top, SNP: &vmm.SNP{}, Kernel: host, RNG: vmm.On, Machine: boot.MachineMicroVM})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := vm.Run(context.Background())
+	if err != nil || o.Status != vmm.StatusOK || failed != "" {
+		t.Errorf("%v, %v: %s", o, err, failed)
+	}
+	if err := vm.Close(); err != nil {
+		t.Error(err)
 	}
 }

@@ -93,7 +93,7 @@ func (k *meddler) Call(fd int, request, arg uintptr) (int, error) {
 
 // otherVM makes a VM beside the monitor's.
 func (k *meddler) otherVM() (int, error) {
-	sys, err := k.Kernel.Open(kvm.Path)
+	sys, err := k.Open(kvm.Path)
 	if err != nil {
 		return 0, err
 	}
@@ -107,7 +107,7 @@ func (k *meddler) otherVM() (int, error) {
 func (k *meddler) done() error {
 	var err error
 	for _, fd := range k.own {
-		err = errors.Join(err, k.Kernel.Close(fd))
+		err = errors.Join(err, k.Close(fd))
 	}
 	return err
 }
