@@ -3,8 +3,11 @@ package vmm
 import (
 	"bufio"
 	"bytes"
+	"compress/gzip"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"strings"
 
@@ -29,11 +32,8 @@ func kernelLog() ([]byte, error) {
 	return b[:max(0, n)], err
 }
 
-// The oldest Linux and the oldest firmware with which KVM launches SNP guests.
-const (
-	snpMajor, snpMinor           = 6, 11
-	firmwareMajor, firmwareMinor = 1, 51
-)
+// The oldest firmware with which KVM launches SNP guests.
+const firmwareMajor, firmwareMinor = 1, 51
 
 // probeSNP says of each link between a guest and SEV-SNP whether it is there:
 // processor, kernel, module option, BIOS, device, firmware, KVM.
@@ -59,16 +59,13 @@ func probeSNP(sys *kvm.System, h snpHost) []Finding {
 	case err != nil:
 		add("snp-firmware", "see the kernel log for ccp; update the BIOS", "%v", err)
 	default:
-		add("snp-device", "", "%s works", kvm.SEVPath)
-		remedy, state := "", "initialized"
+		remedy := ""
 		if status.Major < firmwareMajor || status.Major == firmwareMajor && status.Minor < firmwareMinor {
 			remedy = fmt.Sprintf("update the BIOS, or put AMD's SEV firmware into /lib/firmware/amd: %d.%d or later", firmwareMajor, firmwareMinor)
 		}
-		if status.State == 0 {
-			state = "not initialized (KVM does that for the first guest)"
-		}
-		add("snp-firmware", remedy, "version %d.%d build %d, %s, RMP %v, %d guests, TCB %016x",
-			status.Major, status.Minor, status.Build, state, map[bool]string{true: "initialized", false: "not initialized"}[status.RMPInit&1 != 0], status.Guests, status.TCB)
+		add("snp-device", "", "%s works", kvm.SEVPath)
+		add("snp-firmware", remedy, "version %d.%d build %d, platform state %d (0: KVM initializes it for the first guest), RMP initialized %d, %d guests, TCB %016x",
+			status.Major, status.Minor, status.Build, status.State, status.RMPInit&1, status.Guests, status.TCB)
 	}
 	for _, c := range []struct {
 		name, what string
@@ -86,7 +83,8 @@ func probeSNP(sys *kvm.System, h snpHost) []Finding {
 // missing names the links below KVM that are not there.
 func (h snpHost) missing(add func(name, remedy, format string, args ...any)) {
 	_, b, c, d := h.CPUID(0, 0)
-	vendor := string([]byte{byte(b), byte(b >> 8), byte(b >> 16), byte(b >> 24), byte(d), byte(d >> 8), byte(d >> 16), byte(d >> 24), byte(c), byte(c >> 8), byte(c >> 16), byte(c >> 24)})
+	le := binary.LittleEndian
+	vendor := string(le.AppendUint32(le.AppendUint32(le.AppendUint32(nil, b), d), c))
 	const processor = "an AMD EPYC of the third generation (Milan) or later"
 	top, _, _, _ := h.CPUID(0x80000000, 0)
 	var bits uint32
@@ -106,11 +104,14 @@ func (h snpHost) missing(add func(name, remedy, format string, args ...any)) {
 		capable = true
 		add("snp-processor", "", "%s with SEV-SNP", vendor)
 	}
-	if !cet.AtLeast(h.Release, snpMajor, snpMinor) {
-		add("snp-kernel", "Linux 6.11 or later", "kernel %s: KVM launches SNP guests since %d.%d", h.Release, snpMajor, snpMinor)
-	}
-	if config, err := fs.ReadFile(h.FS, "boot/config-"+h.Release); err == nil && !bytes.Contains(config, []byte("\nCONFIG_KVM_AMD_SEV=y")) {
-		add("snp-kernel", "a kernel with CONFIG_KVM_AMD_SEV (Debian's for clouds is built without)", "kernel %s is built without CONFIG_KVM_AMD_SEV", h.Release)
+	const kernel = "a kernel of 6.11 or later with CONFIG_KVM_AMD_SEV (Debian's for clouds are built without)"
+	switch config := h.config(); {
+	case !cet.AtLeast(h.Release, 6, 11):
+		add("snp-kernel", kernel, "kernel %s: KVM launches SNP guests since 6.11", h.Release)
+	case config != nil && !bytes.Contains(config, []byte("\nCONFIG_KVM_AMD_SEV=y")):
+		add("snp-kernel", kernel, "kernel %s is built without CONFIG_KVM_AMD_SEV", h.Release)
+	default:
+		add("snp-kernel", "", "kernel %s", h.Release)
 	}
 	if _, err := fs.Stat(h.FS, "sys/module/kvm_amd"); err != nil {
 		add("snp-module", "modprobe kvm_amd sev_snp=1", "the module kvm_amd is not loaded")
@@ -121,7 +122,7 @@ func (h snpHost) missing(add func(name, remedy, format string, args ...any)) {
 		v, err := fs.ReadFile(h.FS, "sys/module/kvm_amd/parameters/"+p)
 		switch s := strings.TrimSpace(string(v)); {
 		case err != nil:
-			add("snp-module", "a kernel with CONFIG_KVM_AMD_SEV, 6.11 or later", "kvm_amd has no parameter %s", p)
+			add("snp-module", kernel, "kvm_amd has no parameter %s", p)
 		case s == "N" || s == "0":
 			off = p
 			add("snp-module", fmt.Sprintf("load kvm_amd with %s=1; if it stays off, the BIOS is the missing link", p), "kvm_amd.%s=%s", p, s)
@@ -141,6 +142,24 @@ func (h snpHost) missing(add func(name, remedy, format string, args ...any)) {
 	}
 	add("snp-bios", "in the BIOS: SMEE, SEV-ES ASID space limit above 1, SNP Memory (RMP Table) Coverage, SEV-SNP Support; on the kernel's command line no iommu=pt or iommu=off",
 		"the processor has SNP and the kernel does not use it: %s", hint)
+}
+
+// config is how the kernel was built, nil if it does not say.
+func (h snpHost) config() []byte {
+	if b, err := fs.ReadFile(h.FS, "boot/config-"+h.Release); err == nil {
+		return b
+	}
+	f, err := h.FS.Open("proc/config.gz")
+	if err != nil {
+		return nil
+	}
+	defer func() { _ = f.Close() }()
+	z, err := gzip.NewReader(f)
+	if err != nil {
+		return nil
+	}
+	b, _ := io.ReadAll(io.LimitReader(z, 4<<20))
+	return b
 }
 
 // hint is what the kernel's log has said last of SNP.

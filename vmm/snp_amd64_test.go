@@ -2,6 +2,7 @@ package vmm
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -417,6 +418,12 @@ func TestProbeSNP(t *testing.T) {
 			"sys/module/kvm_amd/parameters/sev_snp": file(snp),
 		}
 	}
+	var packed bytes.Buffer
+	z := gzip.NewWriter(&packed)
+	_, err = z.Write([]byte("# CONFIG_KVM_AMD is not set\n"))
+	if err := errors.Join(err, z.Close()); err != nil {
+		t.Fatal(err)
+	}
 	for name, c := range map[string]struct {
 		cpuid   cpuid
 		fs      fstest.MapFS
@@ -430,6 +437,7 @@ func TestProbeSNP(t *testing.T) {
 		"guest":    {cpuid: processor("AuthenticAMD", 0, true), release: "7.3", missing: map[string]string{"snp-processor": "virtual machine"}},
 		"old":      {cpuid: milan, release: "6.1.0-9-amd64", missing: map[string]string{"snp-kernel": "6.11", "snp-module": "not loaded"}, fine: []string{"snp-processor"}},
 		"cloud":    {cpuid: milan, release: "7.3-cloud", fs: fstest.MapFS{"boot/config-7.3-cloud": file("CONFIG_KVM=m\n# CONFIG_KVM_AMD_SEV is not set\n")}, missing: map[string]string{"snp-kernel": "CONFIG_KVM_AMD_SEV"}},
+		"gzipped":  {cpuid: milan, release: "7.3", fs: fstest.MapFS{"proc/config.gz": file(packed.String())}, missing: map[string]string{"snp-kernel": "CONFIG_KVM_AMD_SEV"}},
 		"off":      {cpuid: milan, release: "7.3", fs: module("N\n"), log: "[ 0.1] SEV-SNP: Memory for the RMP table has not been reserved by BIOS\n[ 1.0] x\n", missing: map[string]string{"snp-module": "sev_snp=N", "snp-bios": "not been reserved by BIOS"}},
 		"no param": {cpuid: milan, release: "7.3", fs: fstest.MapFS{"sys/module/kvm_amd/parameters/sev": file("Y")}, missing: map[string]string{"snp-module": "no parameter"}},
 	} {
