@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sort"
 
 	"github.com/gvmm/gvmm/vmm/memory"
 )
@@ -219,9 +220,7 @@ func (p *Plan) add(name string, base memory.GPA, size uint64, data Blob) {
 
 // check sorts the regions and makes sure of what [Plan] promises about them.
 func (p *Plan) check() error {
-	slices.SortFunc(p.Regions, func(a, b Region) int {
-		return cmp.Compare(a.Base, b.Base)
-	})
+	sort.Slice(p.Regions, func(i, j int) bool { return p.Regions[i].Base < p.Regions[j].Base })
 	for i, r := range p.Regions {
 		if !slices.ContainsFunc(p.Memory(), func(m memory.Range) bool { return m.Contains(r.Base, r.Size) }) {
 			return fmt.Errorf("%s at %v lies outside the guest's memory", r.Name, r.Range)

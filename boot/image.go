@@ -2,12 +2,11 @@ package boot
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-	"slices"
+	"sort"
 
 	"github.com/gvmm/gvmm/vmm/memory"
 )
@@ -177,9 +176,7 @@ func (img *Image) MinMemory(initrd int64) uint64 {
 // checkSegments sorts the segments and refuses those that overlap each other
 // or lie where no guest of any size has free memory.
 func (img *Image) checkSegments() error {
-	slices.SortFunc(img.Segments, func(a, b Segment) int {
-		return cmp.Compare(a.Base, b.Base)
-	})
+	sort.Slice(img.Segments, func(i, j int) bool { return img.Segments[i].Base < img.Segments[j].Base })
 	for i, s := range img.Segments {
 		if s.End() > RAMHole {
 			return fmt.Errorf("segment %v (file offset %#x) does not lie below %#x, where a guest's low memory ends", s.Range, s.Offset, uint64(RAMHole))

@@ -3,7 +3,7 @@ package cca
 import (
 	"fmt"
 	"runtime"
-	"slices"
+	"sort"
 
 	"github.com/gvmm/gvmm/boot"
 	"github.com/gvmm/gvmm/vmm/memory"
@@ -74,15 +74,7 @@ func PlanLaunch(p *boot.Plan, c *Config) (*Launch, error) {
 // or "" for that of most. Where the kernel itself sets RIPAS, it comes last.
 func (l *Launch) Order(name string) {
 	if a := findABI(name); a != nil && a.explicit == nil {
-		slices.SortStableFunc(l.Ops, func(a, b Op) int {
-			switch {
-			case a.Kind == b.Kind || a.Kind != OpRIPAS && b.Kind != OpRIPAS:
-				return 0
-			case a.Kind == OpRIPAS:
-				return 1
-			}
-			return -1
-		})
+		sort.SliceStable(l.Ops, func(i, j int) bool { return l.Ops[i].Kind != OpRIPAS && l.Ops[j].Kind == OpRIPAS })
 	}
 }
 

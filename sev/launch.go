@@ -1,12 +1,12 @@
 package sev
 
 import (
-	"cmp"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
+	"sort"
 )
 
 // FirmwareLaunch is a launch of firmware by another monitor, or by gvmm as QEMU
@@ -161,7 +161,8 @@ func (l *FirmwareLaunch) vmsaPages(svsmGPA uint32) (pages [2][]byte, err error) 
 
 // checkOverlap finds a page that is launched twice, which KVM refuses.
 func checkOverlap(ranges []Range) error {
-	sorted := slices.SortedFunc(slices.Values(ranges), func(a, b Range) int { return cmp.Compare(a.GPA, b.GPA) })
+	sorted := slices.Clone(ranges)
+	sort.Slice(sorted, func(i, j int) bool { return sorted[i].GPA < sorted[j].GPA })
 	for i := 1; i < len(sorted); i++ {
 		if a, b := sorted[i-1], sorted[i]; b.GPA < a.GPA+a.Size {
 			return fmt.Errorf("%s at %#x overlaps %s at %#x: no host launches a page twice", b.Name, b.GPA, a.Name, a.GPA)

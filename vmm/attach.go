@@ -16,7 +16,7 @@ import (
 )
 
 // attachDevices creates the virtio devices in the order in which a guest finds
-// them: disks, networks, shares, console, random numbers.
+// them: disks, networks, shares, console, sockets, balloon, random numbers.
 func (m *VM) attachDevices() error {
 	for _, d := range m.cfg.Disks {
 		if err := m.attachDisk(d); err != nil {
@@ -42,6 +42,22 @@ func (m *VM) attachDevices() error {
 		m.closers = append(m.closers, c)
 		if err := m.attach(c); err != nil {
 			return fmt.Errorf("--console: %w", err)
+		}
+	}
+	if v := m.cfg.Vsock; v != nil {
+		dev, err := virtio.NewVsock(v.CID, v.Path)
+		if err != nil {
+			return fmt.Errorf("--vsock: %w", err)
+		}
+		m.closers = append(m.closers, dev)
+		if err := m.attach(dev); err != nil {
+			return fmt.Errorf("--vsock: %w", err)
+		}
+	}
+	if m.cfg.Balloon {
+		m.balloon = virtio.NewBalloon(m.mem.Size())
+		if err := m.attach(m.balloon); err != nil {
+			return fmt.Errorf("--balloon: %w", err)
 		}
 	}
 	if m.cfg.RNG == On {

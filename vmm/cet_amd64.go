@@ -49,7 +49,7 @@ func (c *vcpu) audit(a *cet.Auditor) {
 // to a port or to MMIO is finished first, and registers that were changed are
 // loaded: KVM_RUN does both and enters the guest in one go otherwise.
 func (c *vcpu) auditStep(f *cet.Follower) (*Outcome, error) {
-	for c.exits > 0 && c.ExitReason() != kvm.ExitDebug {
+	for c.exits.Load() > 0 && c.ExitReason() != kvm.ExitDebug {
 		ok, err := c.Settle()
 		if err != nil {
 			return nil, err

@@ -32,6 +32,8 @@ type Config struct {
 	Nets    []Net
 	Shares  []Share
 	RNG     Switch
+	Vsock   *Vsock // nil: none
+	Balloon bool
 	Console Console
 
 	CET       cet.Policy // whether the guest sees CET; by default what the host has
@@ -87,6 +89,13 @@ type Net struct {
 	Forwards []usernet.Forward // host ports that lead to the guest, for a user network
 	Tap      string            // interface name; "" lets the kernel choose
 	MAC      string            // "" makes one up
+}
+
+// Vsock is a virtio socket device: the guest's address, and the Unix socket
+// that programs on the host connect to ([virtio.Vsock]).
+type Vsock struct {
+	CID  uint32
+	Path string
 }
 
 // Share is a host directory the guest mounts by 9p.

@@ -259,8 +259,10 @@ func (c *Config) deviceCount() int {
 	if c.Console == VirtioConsole {
 		n++
 	}
-	if c.RNG == On {
-		n++
+	for _, there := range []bool{c.RNG == On, c.Balloon, c.Vsock != nil} {
+		if there {
+			n++
+		}
 	}
 	return n
 }

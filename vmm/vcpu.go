@@ -21,7 +21,7 @@ type vcpu struct {
 	vm *VM
 
 	trail [8]exitRecord // the last exits, a ring
-	exits uint64        // how many there were
+	exits atomic.Uint64 // how many there were; only the vCPU's thread counts
 
 	before func() *Outcome // called before each entry, unless nil; it says how the VM ends
 
@@ -59,8 +59,9 @@ func (e exitRecord) String() string {
 // dumpTrail writes the last exits, the latest first.
 func (c *vcpu) dumpTrail(b *strings.Builder) {
 	b.WriteString("  last exits:")
-	for i := range min(c.exits, uint64(len(c.trail))) {
-		fmt.Fprintf(b, " %v", c.trail[(c.exits-1-i)%uint64(len(c.trail))])
+	n := c.exits.Load()
+	for i := range min(n, uint64(len(c.trail))) {
+		fmt.Fprintf(b, " %v", c.trail[(n-1-i)%uint64(len(c.trail))])
 	}
 	b.WriteByte('\n')
 }
@@ -105,8 +106,9 @@ func (c *vcpu) loop() {
 
 // handle serves one exit. It returns how the VM ends, if it does.
 func (c *vcpu) handle() *Outcome {
-	rec := &c.trail[c.exits%uint64(len(c.trail))]
-	c.exits++
+	n := c.exits.Load()
+	rec := &c.trail[n%uint64(len(c.trail))]
+	c.exits.Store(n + 1)
 	*rec = exitRecord{reason: c.ExitReason()}
 	switch rec.reason {
 	case kvm.ExitMMIO:

@@ -10,10 +10,13 @@ import (
 	"log/slog"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gvmm/gvmm/boot"
 	"github.com/gvmm/gvmm/devices"
+	"github.com/gvmm/gvmm/devices/virtio"
+	"github.com/gvmm/gvmm/vmm/control"
 	"github.com/gvmm/gvmm/vmm/kvm"
 	"github.com/gvmm/gvmm/vmm/memory"
 )
@@ -36,7 +39,10 @@ type VM struct {
 
 	devs    []device    // in the order they were attached
 	closers []io.Closer // closed after the devices, last first
+	console *control.Console // the guest's output, and who else looks on
 	watch   *crashWatch
+	balloon *virtio.Balloon // nil for none
+	started atomic.Pointer[time.Time]
 	input   func([]byte) bool // console input; false once the console is closed
 
 	explain func(*Outcome) // adds to what is known of a crash, unless nil
@@ -96,7 +102,8 @@ func (m *VM) build() error {
 	if m.plan.Arch != boot.Arch(runtime.GOARCH) {
 		return fmt.Errorf("%s: an %s guest does not run on %s: use an %s host", m.cfg.Image, m.plan.Arch, runtime.GOARCH, m.plan.Arch)
 	}
-	m.watch = newCrashWatch(m.cfg.Stdout, m.plan)
+	m.console = control.NewConsole(m.cfg.Stdout)
+	m.watch = newCrashWatch(m.console, m.plan)
 	// Memory first: once there is an interrupt controller, KVM waits for a
 	// grace period at every slot.
 	if m.mem, err = memory.New(m.plan.Memory()...); err != nil {
@@ -132,6 +139,8 @@ func (m *VM) Run(ctx context.Context) (Outcome, error) {
 
 // Start starts the guest. It is called once, and followed by [VM.Wait].
 func (m *VM) Start() {
+	now := time.Now()
+	m.started.Store(&now)
 	for _, c := range m.cpus {
 		m.threads.Go(c.loop)
 	}

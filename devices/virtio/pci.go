@@ -140,6 +140,8 @@ func pciIDs(id uint16) (device uint16, class uint32) {
 		return 0x1003, 0x078000 // console: communication, other
 	case 4:
 		return 0x1005, 0x00ff00 // entropy: unclassified
+	case 5:
+		return 0x1002, 0x00ff00 // memory balloon: unclassified
 	case 9:
 		return 0x1009, 0x00ff00 // 9P
 	}

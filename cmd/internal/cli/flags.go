@@ -53,6 +53,9 @@ func machineFlags(fs *pflag.FlagSet, cfg *vmm.Config) (finish func(args []string
 		cfg.Shares = append(cfg.Shares, v)
 		return err
 	}), "volume", "v", "share a directory by 9p (repeatable; tags fs0, fs1, ...)")
+	fs.Var(parsed("cid=N,path=SOCKET", func(s string) (err error) { cfg.Vsock, err = parseVsock(s); return err }), "vsock",
+		"virtio-vsock; host side on Unix sockets: connect to SOCKET and say CONNECT PORT, the guest reaches SOCKET_PORT")
+	fs.BoolVar(&cfg.Balloon, "balloon", false, "give the guest a virtio memory balloon (gvmm balloon sets its size)")
 	fs.BoolVar(&rng, "rng", false, "give the guest a virtio-rng device (default: all but Unikraft, which mostly has no driver for it)")
 	fs.BoolVar(&noRNG, "no-rng", false, "give it none")
 	fs.StringVar(&console, "console", string(vmm.SerialConsole), "the guest's console: `serial|virtio`")
@@ -69,7 +72,7 @@ func machineFlags(fs *pflag.FlagSet, cfg *vmm.Config) (finish func(args []string
 	fs.Lookup("cet-audit").NoOptDefVal = string(cet.AuditAll)
 	snpFlag(fs, cfg)
 	realmFlag(fs, cfg)
-	fs.StringVar(&cfg.Name, "name", "", "`NAME` of the VM in gvmm's messages (default: the image; its name and process id in the log)")
+	fs.StringVar(&cfg.Name, "name", "", "`NAME` of the VM for gvmm ps, stop and the others (default: the image's name and the process id)")
 	fs.BoolVar(&cfg.NoAuto, "no-auto", false, "add no netdev.ip= or vfs.fstab= parameters for Unikraft images; on lkvm, no parameters at all (--nodefaults)")
 
 	return func(args []string, dash int) error {
@@ -266,6 +269,28 @@ func parseDisk(s string) (vmm.Disk, error) {
 		}
 	}
 	return d, nil
+}
+
+func parseVsock(s string) (*vmm.Vsock, error) {
+	v := &vmm.Vsock{}
+	for _, o := range strings.Split(s, ",") {
+		switch key, val, _ := strings.Cut(o, "="); key {
+		case "cid":
+			n, err := strconv.ParseUint(val, 10, 32)
+			if err != nil {
+				return nil, fmt.Errorf("cid=%s: give a number from 3 on", val)
+			}
+			v.CID = uint32(n)
+		case "path":
+			v.Path = val
+		default:
+			return nil, fmt.Errorf("unknown option %q: the form is cid=N,path=SOCKET", o)
+		}
+	}
+	if v.CID == 0 || v.Path == "" {
+		return nil, errors.New("the form is cid=N,path=SOCKET")
+	}
+	return v, nil
 }
 
 func parseNet(s string) (n vmm.Net, some bool, err error) {

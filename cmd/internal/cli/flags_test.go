@@ -24,7 +24,7 @@ func parseFlags(t *testing.T, args ...string) (vmm.Config, error) {
 
 func TestMachineFlags(t *testing.T) {
 	cfg, err := parseFlags(t, "-M", "2G", "-c2", "--initrd=r.cpio", "-a", `a b="c d"`, "-d", "x.img,ro,serial=S1", "-d", "y.img,format=raw,direct",
-		"-n", "user,hostfwd=udp::53-:5353", "-p", "8080:80", "-p", "0.0.0.0:2222:22/udp", "-v", "/tmp", "-v", "/usr:sys,ro", "--no-rng", "image", "--", "-x", "y z")
+		"-n", "user,hostfwd=udp::53-:5353", "-p", "8080:80", "-p", "0.0.0.0:2222:22/udp", "-v", "/tmp", "-v", "/usr:sys,ro", "--no-rng", "--balloon", "--vsock", "cid=5,path=v.sock", "image", "--", "-x", "y z")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,6 +38,8 @@ func TestMachineFlags(t *testing.T) {
 			{Proto: "udp", HostAddr: netip.MustParseAddr("0.0.0.0"), HostPort: 2222, GuestPort: 22}}}},
 		Shares:  []vmm.Share{{Dir: "/tmp", Tag: "fs0"}, {Dir: "/usr", Tag: "sys", ReadOnly: true}},
 		RNG:     vmm.Off,
+		Balloon: true,
+		Vsock:   &vmm.Vsock{CID: 5, Path: "v.sock"},
 		Console: vmm.SerialConsole,
 		CET:     "auto",
 	}
@@ -58,6 +60,9 @@ func TestFlagRefusals(t *testing.T) {
 		{"-d x,rw a", "unknown option"},
 		{"-d x,format=vmdk a", "qcow2"},
 		{"-d ,ro a", "no file"},
+		{"--vsock 5 a", "cid=N,path=SOCKET"},
+		{"--vsock cid=5 a", "cid=N,path=SOCKET"},
+		{"--vsock cid=x,path=v a", "a number from 3 on"},
 		{"-n bridge a", "unknown network"},
 		{"-n tap,hostfwd=tcp::1-:2 a", "unknown option"},
 		{"-n user,hostfwd=sctp::1-:2 a", "tcp or udp"},

@@ -17,6 +17,8 @@ const usage = `gvmm runs unikernels and Linux in small KVM virtual machines.
 
   gvmm run IMAGE         boot a Unikraft or Linux image and wait for its end
   gvmm inspect IMAGE     say what an image is and how it would be booted
+  gvmm ps                list the running VMs
+  gvmm stop|pause|resume|stats|console|balloon NAME
   gvmm probe             say what this host can do, and what is missing
   gvmm measure snp       predict the launch measurement of an SEV-SNP guest
   gvmm measure cca       predict the initial measurement (RIM) of an Arm CCA realm
@@ -54,6 +56,10 @@ func Main(args []string, stdout, stderr io.Writer, kernel kvm.Kernel) int {
 		err = measure(rest, stdout)
 	case "verify":
 		err = verify(rest)
+	case "ps":
+		err = list(rest, stdout, stderr)
+	case "stop", "pause", "resume", "stats", "console", "balloon":
+		err = tell(cmd, rest, stdout)
 	case "version", "--version":
 		fmt.Fprintln(stdout, "gvmm", version())
 	case "help", "-h", "--help":

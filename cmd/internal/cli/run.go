@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gvmm/gvmm/vmm"
+	"github.com/gvmm/gvmm/vmm/control"
 	"github.com/gvmm/gvmm/vmm/kvm"
 )
 
@@ -79,6 +80,9 @@ func run(args []string, stdout, stderr io.Writer, kernel kvm.Kernel) (int, error
 		return 0, err
 	}
 	stopOnSignal(cancel)
+	if err := serveControl(m, &cfg, log); err != nil {
+		return 0, errors.Join(err, m.Close())
+	}
 	m.Start()
 	time.AfterFunc(trimAfter, trimMemory)
 	outcome, err := m.Wait(ctx)
@@ -96,6 +100,22 @@ func run(args []string, stdout, stderr io.Writer, kernel kvm.Kernel) (int, error
 		log.Error("close", "err", err)
 	}
 	return outcome.Status, nil
+}
+
+// serveControl has the VM answer `gvmm ps` and the others. Where there is no
+// place for a socket the VM runs without; a name that was asked for is kept to.
+func serveControl(m *vmm.VM, cfg *vmm.Config, log *slog.Logger) error {
+	dir, err := control.Dir()
+	if err == nil {
+		err = m.Serve(dir)
+	}
+	if err != nil && cfg.Name != "" {
+		return fmt.Errorf("--name %s: %w", cfg.Name, err)
+	}
+	if err != nil {
+		log.Debug("no control socket: gvmm ps does not see this VM", "err", err)
+	}
+	return nil
 }
 
 // stopOnSignal ends the VM on SIGINT, SIGTERM and SIGHUP.
