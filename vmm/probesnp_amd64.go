@@ -36,7 +36,8 @@ func kernelLog() ([]byte, error) {
 const firmwareMajor, firmwareMinor = 1, 51
 
 // probeSNP says of each link between a guest and SEV-SNP whether it is there:
-// processor, kernel, module option, BIOS, device, firmware, KVM.
+// processor, kernel, module option, BIOS, device, firmware. What KVM itself has for
+// private memory [Probe] says for all kinds of guests.
 func probeSNP(sys *kvm.System, h snpHost) []Finding {
 	var found []Finding
 	add := func(name, remedy, format string, args ...any) {
@@ -66,16 +67,6 @@ func probeSNP(sys *kvm.System, h snpHost) []Finding {
 		add("snp-device", "", "%s works", kvm.SEVPath)
 		add("snp-firmware", remedy, "version %d.%d build %d, platform state %d (0: KVM initializes it for the first guest), RMP initialized %d, %d guests, TCB %016x",
 			status.Major, status.Minor, status.Build, status.State, status.RMPInit&1, status.Guests, status.TCB)
-	}
-	for _, c := range []struct {
-		name, what string
-		number     int
-	}{{"snp-guest-memfd", "guest_memfd", kvm.CapGuestMemFD}, {"snp-attributes", "memory attributes", kvm.CapMemoryAttributes}, {"snp-hypercalls", "exits for page state changes", kvm.CapExitHypercall}} {
-		if remedy := "a kernel with CONFIG_KVM_AMD_SEV, 6.11 or later"; sys.Check(c.number) == 0 {
-			add(c.name, remedy, "KVM has no %s", c.what)
-		} else {
-			add(c.name, "", "KVM has %s", c.what)
-		}
 	}
 	return found
 }
