@@ -1,6 +1,7 @@
 package kvm
 
 import (
+	"errors"
 	"fmt"
 	"unsafe"
 
@@ -45,11 +46,10 @@ func (v *VM) PopulateRealm(p *RealmPopulate, update bool) (int, error) {
 	}
 	for {
 		n, err := v.k.Ioctl(v.fd, request, unsafe.Pointer(p))
-		switch err {
-		case nil:
+		if err == nil {
 			return n, nil
-		case unix.EINTR, unix.EAGAIN: // a signal, before the first page was done
-		default:
+		}
+		if !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) { // a signal, before the first page was done
 			return 0, fmt.Errorf("KVM_ARM_RMI_POPULATE %#x+%#x: %w", p.Base, p.Size, err)
 		}
 	}
