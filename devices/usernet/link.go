@@ -10,6 +10,7 @@ import (
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/link/channel"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
@@ -23,9 +24,9 @@ const (
 // of bare IP packets: there is one neighbour only, so the Ethernet header is put
 // in front when the guest takes the packet, and ARP is answered here.
 type link struct {
-	n          *Network
-	offloads   atomic.Uint32 // netdev.Offloads the guest takes
-	dispatcher atomic.Pointer[stack.NetworkDispatcher]
+	*channel.Endpoint // what a link without addresses answers; its queue, which counts no bytes, is not used
+	n                 *Network
+	offloads          atomic.Uint32 // netdev.Offloads the guest takes
 
 	mu      sync.Mutex
 	arrived sync.Cond             // on mu: a packet, or err
@@ -36,61 +37,16 @@ type link struct {
 }
 
 func newLink(n *Network) *link {
-	l := &link{n: n}
+	l := &link{n: n, Endpoint: channel.New(0, uint32(n.mtu), "")}
+	// The guest's packets reach us through memory, so their checksums, which it
+	// may leave out, are not looked at.
+	l.LinkEPCapabilities = stack.CapabilityRXChecksumOffload
 	l.arrived.L = &l.mu
 	return l
 }
 
-// MTU and the following implement [stack.LinkEndpoint].
-func (l *link) MTU() uint32 { return uint32(l.n.mtu) }
-
-// SetMTU does nothing: the MTU is the network's.
-func (l *link) SetMTU(uint32) {}
-
-// MaxHeaderLength is 0: see [link].
-func (l *link) MaxHeaderLength() uint16 { return 0 }
-
-// LinkAddress is empty: the stack knows no Ethernet.
-func (l *link) LinkAddress() tcpip.LinkAddress { return "" }
-
-// SetLinkAddress does nothing.
-func (l *link) SetLinkAddress(tcpip.LinkAddress) {}
-
-// Capabilities: the guest's packets reach us through memory, so their
-// checksums, which it may leave out, are not looked at.
-func (l *link) Capabilities() stack.LinkEndpointCapabilities {
-	return stack.CapabilityRXChecksumOffload
-}
-
-// Attach connects the stack.
-func (l *link) Attach(d stack.NetworkDispatcher) {
-	if d == nil {
-		l.dispatcher.Store(nil)
-		return
-	}
-	l.dispatcher.Store(&d)
-}
-
-// IsAttached reports whether the stack is connected.
-func (l *link) IsAttached() bool { return l.dispatcher.Load() != nil }
-
-// Wait returns at once: there is no goroutine.
-func (l *link) Wait() {}
-
-// ARPHardwareType says that the stack need not resolve addresses.
-func (l *link) ARPHardwareType() header.ARPHardwareType { return header.ARPHardwareNone }
-
-// AddHeader does nothing.
-func (l *link) AddHeader(*stack.PacketBuffer) {}
-
-// ParseHeader does nothing.
-func (l *link) ParseHeader(*stack.PacketBuffer) bool { return true }
-
 // Close does nothing: see close.
 func (l *link) Close() {}
-
-// SetOnCloseAction does nothing.
-func (l *link) SetOnCloseAction(func()) {}
 
 // GSOMaxSize implements [stack.GSOEndpoint].
 func (l *link) GSOMaxSize() uint32 { return 61440 }
@@ -298,12 +254,8 @@ func (n *Network) ip(b []byte) {
 		}
 		return
 	}
-	d := n.link.dispatcher.Load()
-	if d == nil {
-		return
-	}
 	p := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(b)})
-	(*d).DeliverNetworkPacket(header.IPv4ProtocolNumber, p)
+	n.link.InjectInbound(header.IPv4ProtocolNumber, p)
 	p.DecRef()
 }
 
