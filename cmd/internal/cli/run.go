@@ -27,6 +27,7 @@ guest's console is standard input and output; Ctrl-A x on a terminal ends it.
 
   gvmm run -p 8080:80 -i root.cpio nginx.elf
   gvmm run -M 512M -c 2 -i initramfs.gz -d disk.img -a 'root=/dev/vda' vmlinuz
+  gvmm run --firmware OVMF.fd -M 1G -d disk.img
 
 Exit status: 0 the guest powered off or reset; N its own code; 124 time-out;
 125 it could not start; 126 the host lacks what was asked for; 130, 143
