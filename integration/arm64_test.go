@@ -135,15 +135,17 @@ func testARM64Linux(ctx context.Context, t *testing.T, b *bench, arm *lab.Machin
 		end   string // of the machine
 		code  int
 		says  string
+		irqs  string // how /proc/interrupts names those of the network card
 	}
 	machines := []machine{
-		{[]string{"--machine", "virt"}, "poweroff", 0, "powered off"},
-		{[]string{"--machine", "virt", "--virtio-transport", "pci"}, "reboot", 0, "reset"},
+		{[]string{"--machine", "virt"}, "poweroff", 0, "powered off", `Edge +virtio\d\b`},
+		{[]string{"--machine", "virt", "--virtio-transport", "pci"}, "reboot", 0, "reset", `Level +virtio\d\b`},
 	}
 	if gic == lab.GICv3 {
+		machines[1].irqs = `MSI \d+ Edge +virtio\d-input`
 		machines = append(machines,
-			machine{[]string{"--machine", "microvm"}, "panic", 139, "panic"},
-			machine{[]string{"--machine", "lkvm", "--irqchip", "gicv3"}, "poweroff", 0, "powered off"}) // PCI without messages
+			machine{[]string{"--machine", "microvm"}, "panic", 139, "panic", `Edge +virtio\d\b`},
+			machine{[]string{"--machine", "lkvm", "--irqchip", "gicv3"}, "poweroff", 0, "powered off", `Level +virtio\d\b`})
 	}
 	for i, c := range machines {
 		t.Run("linux "+strings.Join(c.flags, " "), func(t *testing.T) {
@@ -153,7 +155,7 @@ func testARM64Linux(ctx context.Context, t *testing.T, b *bench, arm *lab.Machin
 			if err := arm.Copy(dir+"/hello", strings.NewReader("hello by 9p\n")); err != nil {
 				t.Fatal(err)
 			}
-			vm := b.run(t, l.args("lab.disk=/dev/vda lab.share=fs0 lab.dhcp=eth0 lab.get=http://10.0.2.2:"+m[1]+"/ lab.http=:80 lab.end="+c.end,
+			vm := b.run(t, l.args("lab.disk=/dev/vda lab.share=fs0 lab.dhcp=eth0 lab.get=http://10.0.2.2:"+m[1]+"/ lab.http=:80 lab.print=/proc/interrupts lab.end="+c.end,
 				append(c.flags, "-c", "2", "-d", disk, "-v", dir, "-n", "user,hostfwd=tcp:127.0.0.1:8080-:80")...)...)
 			b.expect(t, vm, "lab: userspace after")
 			t.Logf("userspace after %v", time.Since(start).Round(time.Millisecond))
@@ -162,8 +164,9 @@ func testARM64Linux(ctx context.Context, t *testing.T, b *bench, arm *lab.Machin
 			if out, err := lab.Run(ctx, b, "/init", "get", "http://127.0.0.1:8080/"); err != nil || out != "hello from the guest\n" {
 				t.Errorf("published port: %q, %v", out, err)
 			}
-			if c.end != "panic" { // which loses what the console still holds
-				b.expect(t, vm, "lab: http=:80 ok", "lab: end "+c.end)
+			b.expect(t, vm, "lab: http=:80 ok")
+			if _, err := vm.Console().ExpectMatch(regexp.MustCompile(c.irqs), b.slow); err != nil {
+				t.Error(err)
 			}
 			b.ends(t, vm, c.code, c.says)
 			if got := fromExt4(t, b.contents(t, disk), "written"); got != "by the guest\n" {

@@ -36,6 +36,8 @@ func guest(steps []string) error {
 			what, err = get(arg)
 		case "cet":
 			what, err = cet(arg)
+		case "print":
+			what, err = "", tool([]string{"cat", arg})
 		case "http":
 			what, err = serveOnce(arg)
 		case "end":
