@@ -37,7 +37,7 @@ func (c *vcpu) complete() (*complete.Result, error) {
 	a := &c.arch
 	if a.completer == nil {
 		var err error
-		if a.completer, err = complete.New(c.vm.mem, &c.vm.mmio, nil); err != nil {
+		if a.completer, err = complete.New(c.vm.mem, &c.vm.mmio); err != nil {
 			return nil, err
 		}
 		a.state.XSAVE = make([]byte, c.vm.kvm.XSaveSize())

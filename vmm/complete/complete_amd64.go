@@ -36,22 +36,16 @@ type Completer struct {
 	buf       [maxOperand]byte // memory image being built or read
 }
 
-// New maps the completer's scratch and code pages. A nil guest means that the
-// guest sees the host's CPUID; otherwise what guest does not report is #UD.
-func New(mem *memory.Guest, bus Bus, guest CPUID) (*Completer, error) {
+// New maps the completer's scratch and code pages. The guest sees the host's CPUID.
+func New(mem *memory.Guest, bus Bus) (*Completer, error) {
 	if hostCPUID(1, 0)[2]>>27&1 == 0 {
 		return nil, fmt.Errorf("instruction completion: the host does not use XSAVE")
 	}
-	c := &Completer{mem: mem, bus: bus, guest: readFeatures(hostCPUID), hostXCR0: xgetbv()}
+	c := &Completer{mem: mem, bus: bus, guest: readFeatures(), hostXCR0: xgetbv()}
 	if off, size := c.guest.xOff, c.guest.xSize; max(off[2]+size[2], off[5]+size[5], off[6]+size[6], off[7]+size[7]) > stateSize {
 		return nil, fmt.Errorf("instruction completion: the host's XSAVE area is larger than %d bytes", stateSize)
 	}
 	c.compacts = c.has(fXSAVEC)
-	if guest != nil {
-		g := readFeatures(guest)
-		c.guest.has &= g.has
-		c.guest.physBits = g.physBits
-	}
 	if c.hostXCR0&xAVX == 0 {
 		c.guest.has &^= 1<<fAVX | 1<<fAVX2 | 1<<fFMA | 1<<fF16C
 	}

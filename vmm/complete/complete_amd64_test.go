@@ -80,7 +80,7 @@ func testCompleter(t testing.TB, mem *memory.Guest, bus Bus) *Completer {
 	t.Helper()
 	runtime.LockOSThread()
 	t.Cleanup(runtime.UnlockOSThread)
-	c, err := New(mem, bus, nil)
+	c, err := New(mem, bus)
 	if err != nil {
 		t.Fatal(err)
 	}

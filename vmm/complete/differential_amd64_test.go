@@ -268,7 +268,7 @@ func (a *assembler) build(cpu *CPU) []byte {
 	return out
 }
 
-var hostFeatures = sync.OnceValue(func() features { return readFeatures(hostCPUID) })
+var hostFeatures = sync.OnceValue(func() features { return readFeatures() })
 
 // randomCPU fills the registers.
 func randomCPU(r *rand.Rand) *CPU {

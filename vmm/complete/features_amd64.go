@@ -1,8 +1,5 @@
 package complete
 
-// CPUID answers leaf and subleaf with EAX, EBX, ECX, EDX.
-type CPUID func(leaf, subleaf uint32) [4]uint32
-
 // features is a set of processor features and the layout of the XSAVE image.
 type features struct {
 	has      uint64 // bit 1<<f for each feature constant
@@ -32,9 +29,9 @@ var featureBits = [...]struct {
 
 const all512 = 1<<16 | 1<<17 | 1<<30 | 1<<31
 
-func readFeatures(id CPUID) features {
+func readFeatures() features {
 	f := features{has: 1 << fBase, physBits: 36}
-	max, maxExt := id(0, 0)[0], id(0x80000000, 0)[0]
+	max, maxExt := hostCPUID(0, 0)[0], hostCPUID(0x80000000, 0)[0]
 	var leaf, sub uint32
 	var regs [4]uint32
 	ask := func(l, s uint32) [4]uint32 {
@@ -43,7 +40,7 @@ func readFeatures(id CPUID) features {
 		}
 		leaf, sub, regs = l, s, [4]uint32{}
 		if l <= max || l >= 0x80000000 && l <= maxExt {
-			regs = id(l, s)
+			regs = hostCPUID(l, s)
 		}
 		return regs
 	}
