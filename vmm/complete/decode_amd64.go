@@ -42,6 +42,14 @@ type inst struct {
 	sseg uint8  // segment of the memory operand
 }
 
+// x87Byte is the ModRM byte by which the list has escape opcodes.
+func (in *inst) x87Byte() byte {
+	if in.mem {
+		return in.reg & 7 << 3
+	}
+	return 0xC0 | in.reg&7<<3 | in.rm&7
+}
+
 // row finds the opcode.
 func (in *inst) row(maps *[4]table) form {
 	if int(in.mapNo) >= len(maps) {
@@ -129,7 +137,7 @@ prefixes:
 		if !c.modRM() {
 			return false
 		}
-		in.form = x87Form(in)
+		in.form = c.list.x87[b&7][in.x87Byte()]
 		return in.form != 0 || c.deny("reserved or undocumented x87 encoding")
 	case b != 0x0F:
 		return c.deny("a one-byte opcode that KVM's emulator is to know")

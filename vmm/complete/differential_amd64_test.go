@@ -669,7 +669,7 @@ func TestDifferentialX87(t *testing.T) {
 				if rm >= 0 {
 					in.rm = uint8(rm)
 				}
-				f := x87Form(&in)
+				f := d.c.list.x87[op][in.x87Byte()]
 				if f == 0 {
 					continue
 				}

@@ -13,8 +13,33 @@ import (
 // as in VEX.pp) and opcode.
 type table [4][256]form
 
-// opcodes are the maps 1 to 3 for legacy and VEX encodings, and for EVEX.
-type opcodes struct{ plain, evex [4]table }
+// opcodes are the maps 1 to 3 for legacy and VEX encodings, and for EVEX; and for
+// D8 to DF by the ModRM byte, of memory operands only with its middle bits.
+type opcodes struct {
+	plain, evex [4]table
+	x87         [8][256]form
+}
+
+// rows returns what a section is about, nil for one that does not exist.
+func (l *opcodes) rows(section string) (rows []*[256]form) {
+	name, which, _ := strings.Cut(section, " ")
+	maps := &l.plain
+	if plain, ok := strings.CutPrefix(name, "EVEX."); ok {
+		maps, name = &l.evex, plain
+	}
+	mapNo := slices.Index([]string{"x87", "0F", "0F38", "0F3A"}, name)
+	for word := range strings.FieldsSeq(which) {
+		switch pp := slices.Index([]string{"NP", "66", "F3", "F2"}, word); {
+		case mapNo == 0 && hexByte(word) >= 0xD8:
+			rows = append(rows, &l.x87[hexByte(word)&7])
+		case mapNo < 1 || pp < 0:
+			return nil
+		default:
+			rows = append(rows, &maps[mapNo][pp])
+		}
+	}
+	return rows
+}
 
 // opcodeText is the allow-list. It says itself how it is to be read.
 //
@@ -38,7 +63,7 @@ func newVocabulary() *vocabulary {
 	return &vocabulary{map[string]form{
 		"regG": regG, "regV": regV, "regM": regM, "rmG": rmG, "rmV": rmV, "rmM": rmM, "vvV": vvV, "vvG": vvG, "vvReg": vvReg,
 		"m1": m1, "m2": m2, "m4": m4, "m8": m8, "m16": m16, "mVL": mVL, "mVL2": mVL2, "mVL4": mVL4, "mVL8": mVL8,
-		"mOp": mOp, "mDup": mDup, "mW": mW, "mK": mK, "store": store, "imm": imm, "is4": is4, "fp": fp, "al": al, "alV": alV,
+		"m10": m10, "mEnv": mEnv, "mOp": mOp, "mDup": mDup, "mW": mW, "mK": mK, "store": store, "imm": imm, "is4": is4, "fp": fp, "al": al, "alV": alV,
 		"l0": l0, "l1": l1, "l2": l2, "w0": w0, "w1": w1, "w64": w64, "opSize": opSize, "maskVV": maskVV, "maskVS": maskVS,
 		"bcst": bcst, "elem1": elem1, "elem2": elem2, "elemW": elemW, "elemB": elemB, "whole": whole,
 	}, number(featureNames), number(handNames)}
@@ -70,22 +95,12 @@ func hexByte(s string) uint8 {
 // parseOpcodes reads a list.
 func parseOpcodes(text string) (*opcodes, error) {
 	list, known, n := new(opcodes), newVocabulary(), 0
-	var maps *[4]table // what the section is about
-	var mapNo int
-	var prefixes [4]bool
+	var rows []*[256]form // of the section
 	for line := range strings.SplitSeq(text, "\n") {
 		n++
 		line, _, _ = strings.Cut(line, "#")
-		if section, ok := strings.CutPrefix(line, "["); ok {
-			name, which, _ := strings.Cut(section, " ")
-			maps = &list.plain
-			if plain, ok := strings.CutPrefix(name, "EVEX."); ok {
-				maps, name = &list.evex, plain
-			}
-			mapNo = slices.Index([]string{"", "0F", "0F38", "0F3A"}, name)
-			for pp, prefix := range []string{"NP", "66", "F3", "F2"} {
-				prefixes[pp] = strings.Contains(which, prefix)
-			}
+		if strings.HasPrefix(line, "[") {
+			rows = list.rows(strings.Trim(line, "[] "))
 			continue
 		}
 		at := strings.IndexAny(line, ":=")
@@ -104,7 +119,7 @@ func parseOpcodes(text string) (*opcodes, error) {
 			known.words[strings.TrimSpace(line[:at])] = f
 			continue
 		}
-		if mapNo < 1 {
+		if rows == nil {
 			return nil, fmt.Errorf("opcodes.txt, line %d: not in an opcode map", n)
 		}
 		for ops := range strings.FieldsSeq(line[:at]) {
@@ -113,10 +128,8 @@ func parseOpcodes(text string) (*opcodes, error) {
 				last = first
 			}
 			for op, end := int(hexByte(first)), int(hexByte(last)); op <= end; op++ {
-				for pp := range prefixes {
-					if prefixes[pp] {
-						maps[mapNo][pp][op] = f
-					}
+				for _, row := range rows {
+					row[op] = f
 				}
 			}
 		}

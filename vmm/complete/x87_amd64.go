@@ -1,44 +1,5 @@
 package complete
 
-// x87Form returns the form of an escape opcode D8 to DF (SDM vol. 2, A.5), zero
-// for reserved and undocumented encodings.
-func x87Form(in *inst) form {
-	const run = hX87<<hand | legacyAny
-	g := in.reg & 7
-	if in.mem {
-		type r = [8]form
-		f := [8]r{
-			{m4, m4, m4, m4, m4, m4, m4, m4},
-			{m4, 0, m4 | store, m4 | store, mEnv, m2, mEnv | store, m2 | store},
-			{m4, m4, m4, m4, m4, m4, m4, m4},
-			{m4, m4 | store, m4 | store, m4 | store, 0, m10, 0, m10 | store},
-			{m8, m8, m8, m8, m8, m8, m8, m8},
-			{m8, m8 | store, m8 | store, m8 | store, mEnv, 0, mEnv | store, m2 | store},
-			{m2, m2, m2, m2, m2, m2, m2, m2},
-			{m2, m2 | store, m2 | store, m2 | store, m10, m8, m10 | store, m8 | store},
-		}[in.op&7][g]
-		if f == 0 {
-			return 0
-		}
-		return f | run
-	}
-	// One bit for each register form C0 to FF.
-	known := [8]uint64{
-		^uint64(0),
-		0xffff | 1<<16 | 0xffff_7f33<<32,
-		0xffffffff | 1<<0x29,
-		0xffffffff | 1<<0x22 | 1<<0x23 | 0xffff<<0x28,
-		0xffff | 0xffffffff<<32,
-		0xff | 0xffff<<16 | 0xffff<<32,
-		0xffff | 1<<0x19 | 0xffffffff<<32,
-		0xff | 1<<0x20 | 0xffff<<0x28,
-	}[in.op&7]
-	if known>>(g<<3|in.rm&7)&1 == 0 {
-		return 0
-	}
-	return run
-}
-
 // x87Clear reports whether no unmasked x87 exception is pending; a waiting
 // instruction raises #MF for one (SDM vol. 1, 8.6 and 8.7).
 func (c *Completer) x87Clear() bool {
