@@ -2,7 +2,6 @@ package boot
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -12,9 +11,9 @@ import (
 
 // Firmware is what a guest that firmware boots has besides memory and registers.
 type Firmware struct {
-	ROM            memory.Range `json:"-"`      // where the firmware lies: memory, but not RAM; it ends at 4 GiB
-	Kernel, Initrd Blob         `json:"-"`      // handed over, whole files; nil: none
-	Items          []FWCfgItem  `json:"fw_cfg"` // how they are handed over, and what else fw_cfg serves
+	ROM            memory.Range // where the firmware lies: memory, but not RAM; it ends at 4 GiB
+	Kernel, Initrd Blob         // handed over, whole files; nil: none
+	Items          []FWCfgItem  // how they are handed over, and what else fw_cfg serves
 }
 
 // FWCfgItem is an entry of the firmware configuration device (QEMU docs/specs/fw_cfg).
@@ -78,24 +77,24 @@ func (p *Plan) addFirmware(img *Image, o Options) error {
 		return err
 	}
 	loader := acpiLoader(tables)
-	var ram []byte
-	for _, r := range p.RAM { // whole: OVMF makes the holes below 1 MiB, and since 2026 wants low RAM in one entry from 0 on
-		ram = binary.LittleEndian.AppendUint64(ram, uint64(r.Base))
-		ram = binary.LittleEndian.AppendUint64(ram, r.Size)
-		ram = binary.LittleEndian.AppendUint32(ram, e820RAM)
+	ram := make([]byte, 20*len(p.RAM)) // whole: OVMF makes the holes below 1 MiB, and since 2026 wants low RAM in one entry from 0 on
+	for i, r := range p.RAM {
+		put64(ram, 20*i, uint64(r.Base))
+		put64(ram, 20*i+8, r.Size)
+		put32(ram, 20*i+16, e820RAM)
 	}
-	for _, file := range []struct {
-		name string
-		data []byte
-	}{{acpiRSDPFile, tables[:acpiRSDPSize]}, {acpiTablesFile, tables}, {"etc/e820", ram}, {"etc/table-loader", loader}} {
-		f.Items = append(f.Items, FWCfgItem{Name: file.name, Data: bytes.NewReader(file.data)})
-	}
+	file := func(name string, b []byte) { f.Items = append(f.Items, FWCfgItem{0, name, bytes.NewReader(b)}) }
+	file(acpiRSDPFile, tables[:acpiRSDPSize])
+	file(acpiTablesFile, tables)
+	file("etc/e820", ram)
+	file("etc/table-loader", loader)
 	return nil
 }
 
 // hand adds a blob and its size, 32 bits.
 func (f *Firmware) hand(name string, size, data uint16, b Blob) {
-	n := binary.LittleEndian.AppendUint32(nil, uint32(b.Size()))
+	n := make([]byte, 4)
+	put32(n, 0, uint32(b.Size()))
 	f.Items = append(f.Items, FWCfgItem{size, name + " size", bytes.NewReader(n)}, FWCfgItem{data, name, b})
 }
 
@@ -138,50 +137,40 @@ const (
 // blob "tables", whose first bytes, the RSDP, are a blob of their own as well.
 func acpiLoader(blob []byte) []byte {
 	const allocate, addPointer, addChecksum = 1, 2, 3
-	const zoneHigh, zoneLow = 1, 2 // anywhere; 0xf0000 to 0xfffff
+	const zoneHigh, zoneLow, align = 1, 2, 64 // anywhere; 0xf0000 to 0xfffff
 	var script []byte
-	command := func(kind uint32, file string) []byte {
-		at := len(script)
-		script = append(script, make([]byte, 128)...)
-		put32(script, at, kind)
-		copy(script[at+4:], file)
-		return script[at+60:]
+	command := func(kind uint32, file, source string, at int, words ...uint32) {
+		c := make([]byte, 128)
+		put32(c, 0, kind)
+		copy(c[4:], file)
+		copy(c[60:], source)
+		for i, w := range words {
+			put32(c, at+4*i, w)
+		}
+		script = append(script, c...)
 	}
-	place := func(file string, zone byte) {
-		c := command(allocate, file)
-		put32(c, 0, 64)
-		c[4] = zone
-	}
-	pointer := func(file string, at uint64, width byte) (to uint64) {
-		c := command(addPointer, file)
-		copy(c, acpiTablesFile)
-		put32(c, 56, uint32(at))
-		c[60] = width
-		to = uint64(u32(blob, int(at))) - uint64(acpiBase)
-		put32(blob, int(at), uint32(to))
+	pointer := func(file string, at, width uint32) (to uint32) {
+		command(addPointer, file, acpiTablesFile, 116, at, width)
+		to = u32(blob, int(at)) - uint32(acpiBase)
+		put32(blob, int(at), to)
 		return to
 	}
-	sum := func(file string, at, from, n uint64) {
+	sum := func(file string, at, from, n uint32) {
 		blob[at] = 0
-		c := command(addChecksum, file)
-		put32(c, 0, uint32(at))
-		put32(c, 4, uint32(from))
-		put32(c, 8, uint32(n))
+		command(addChecksum, file, "", 60, at, from, n)
 	}
-	place(acpiRSDPFile, zoneLow)
-	place(acpiTablesFile, zoneHigh)
+	command(allocate, acpiRSDPFile, "", 60, align, zoneLow)
+	command(allocate, acpiTablesFile, "", 60, align, zoneHigh)
 	rsdt, xsdt := pointer(acpiRSDPFile, 16, 4), pointer(acpiRSDPFile, 24, 8)
 	sum(acpiRSDPFile, 8, 0, 20)
 	sum(acpiRSDPFile, 32, 0, acpiRSDPSize)
-	pointer(acpiTablesFile, rsdt+acpiHeaderSize+4, 4)
-	pointer(acpiTablesFile, xsdt+acpiHeaderSize+8, 8)
-	pointer(acpiTablesFile, rsdt+acpiHeaderSize, 4)
-	fadt := pointer(acpiTablesFile, xsdt+acpiHeaderSize, 8)
-	pointer(acpiTablesFile, fadt+fadtFACS, 4)
-	pointer(acpiTablesFile, fadt+fadtDSDT, 4)
-	pointer(acpiTablesFile, fadt+fadtXDSDT, 8)
-	for _, t := range []uint64{rsdt, xsdt, fadt} {
-		sum(acpiTablesFile, t+9, t, uint64(u32(blob, int(t)+4)))
+	fadt := pointer(acpiTablesFile, rsdt+acpiHeaderSize, 4)
+	for _, p := range []struct{ at, width uint32 }{{rsdt + acpiHeaderSize + 4, 4}, {xsdt + acpiHeaderSize, 8}, {xsdt + acpiHeaderSize + 8, 8},
+		{fadt + fadtFACS, 4}, {fadt + fadtDSDT, 4}, {fadt + fadtXDSDT, 8}} {
+		pointer(acpiTablesFile, p.at, p.width)
+	}
+	for _, t := range []uint32{rsdt, xsdt, fadt} {
+		sum(acpiTablesFile, t+9, t, u32(blob, int(t)+4))
 	}
 	return script
 }

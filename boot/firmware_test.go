@@ -85,11 +85,11 @@ func TestFirmwarePlan(t *testing.T) {
 		}
 	}
 	var text strings.Builder
-	if _, err := p.WriteTo(&text); err != nil || !strings.Contains(text.String(), "fw_cfg 0x12 0x3e8 bytes, sha256 ") {
+	if _, err := p.WriteTo(&text); err != nil || !strings.Contains(text.String(), "0x000000000012      0x3e8 bytes,      0x3e8 in all, fw_cfg, sha256 ") {
 		t.Errorf("printed as\n%s%v", &text, err)
 	}
 	js, err := json.Marshal(p)
-	if err != nil || !strings.Contains(string(js), `{"key":18,"name":"initrd","bytes":1000,"sha256":"`) {
+	if err != nil || !strings.Contains(string(js), `"fw_cfg":[{"base":23,`) {
 		t.Errorf("JSON %s, %v", js, err)
 	}
 	names := slices.Collect(func(yield func(string) bool) {

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/gvmm/gvmm/vmm/memory"
 )
@@ -58,22 +59,12 @@ func (p *Plan) WriteTo(w io.Writer) (int64, error) {
 	for _, r := range p.RAM {
 		fmt.Fprintf(&b, "RAM %v (%s)\n", r, humanSize(r.Size))
 	}
-	for i := range p.Regions {
-		r := &p.Regions[i]
+	for _, r := range p.printed() {
 		sum, err := r.sum()
 		if err != nil {
 			return 0, err
 		}
 		fmt.Fprintf(&b, "%#012x %#10x bytes, %#10x in all, %s, sha256 %s: %s\n", uint64(r.Base), r.Data.Size(), r.Size, r.Kind, sum[:16], r.Name)
-	}
-	if p.Firmware != nil {
-		for _, it := range p.Firmware.Items {
-			sum, err := sha256Of(it.Name, it.Data)
-			if err != nil {
-				return 0, err
-			}
-			fmt.Fprintf(&b, "fw_cfg %#x %#x bytes, sha256 %s: %s\n", it.Key, it.Data.Size(), sum[:16], it.Name)
-		}
 	}
 	if s := p.X86; s != nil {
 		fmt.Fprintf(&b, "rip %#x rsp %#x rflags %#x rax %#x rbx %#x rsi %#x\n", s.RIP, s.RSP, s.RFLAGS, s.RAX, s.RBX, s.RSI)
@@ -139,47 +130,48 @@ func (p *Plan) MarshalJSON() ([]byte, error) {
 
 		ARM64    *ARM64State `json:"arm64,omitempty"`
 		Platform *Platform   `json:"platform,omitempty"`
-		Firmware *Firmware   `json:"firmware,omitempty"`
+		FWCfg    []region    `json:"fw_cfg,omitempty"` // key in place of base
 	}{
 		Arch: p.Arch, Format: p.Format, Protocol: p.Protocol, Machine: p.Machine,
 		Unikraft: p.Unikraft, Entry: uint64(p.Entry), Cmdline: p.Cmdline, X86: p.X86,
-		ARM64: p.ARM64, Platform: p.Platform, Firmware: p.Firmware,
+		ARM64: p.ARM64, Platform: p.Platform,
 	}
 	for _, r := range p.RAM {
 		out.RAM = append(out.RAM, ram{uint64(r.Base), r.Size})
 	}
-	for i := range p.Regions {
-		r := &p.Regions[i]
+	for _, r := range p.printed() {
 		sum, err := r.sum()
 		if err != nil {
 			return nil, err
 		}
-		out.Regions = append(out.Regions, region{uint64(r.Base), r.Size, r.Data.Size(), r.Name, r.Kind, sum})
+		list := &out.Regions
+		if r.Kind == fwCfg {
+			list = &out.FWCfg
+		}
+		*list = append(*list, region{uint64(r.Base), r.Size, r.Data.Size(), r.Name, r.Kind, sum})
 	}
 	return json.Marshal(out)
 }
 
-// MarshalJSON gives the item with a hash in place of its bytes.
-func (it FWCfgItem) MarshalJSON() ([]byte, error) {
-	sum, err := sha256Of(it.Name, it.Data)
-	if err != nil {
-		return nil, err
+// printed are the regions, and behind them what fw_cfg serves, with keys for
+// addresses (0: a file).
+func (p *Plan) printed() []Region {
+	out := slices.Clone(p.Regions)
+	if p.Firmware != nil {
+		for _, it := range p.Firmware.Items {
+			out = append(out, Region{memory.Range{Base: memory.GPA(it.Key), Size: uint64(it.Data.Size())}, it.Name, fwCfg, it.Data})
+		}
 	}
-	return json.Marshal(struct {
-		Key    uint16 `json:"key"` // 0: a file's, which the device chooses
-		Name   string `json:"name"`
-		Bytes  int64  `json:"bytes"`
-		SHA256 string `json:"sha256"`
-	}{it.Key, it.Name, it.Data.Size(), sum})
+	return out
 }
 
-// sum is the SHA-256 of the region's bytes, in hexadecimal.
-func (r *Region) sum() (string, error) { return sha256Of(r.Name, r.Data) }
+const fwCfg Kind = "fw_cfg"
 
-func sha256Of(name string, b Blob) (string, error) {
+// sum is the SHA-256 of the region's bytes, in hexadecimal.
+func (r *Region) sum() (string, error) {
 	h := sha256.New()
-	if _, err := io.Copy(h, io.NewSectionReader(b, 0, b.Size())); err != nil {
-		return "", fmt.Errorf("hash %s: %w", name, err)
+	if _, err := io.Copy(h, io.NewSectionReader(r.Data, 0, r.Data.Size())); err != nil {
+		return "", fmt.Errorf("hash %s: %w", r.Name, err)
 	}
 	return hex.EncodeToString(h.Sum(nil)), nil
 }

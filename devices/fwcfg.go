@@ -3,8 +3,6 @@ package devices
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
-	"fmt"
 	"io"
 	"sync"
 
@@ -61,16 +59,11 @@ const (
 // the items. With mem it has DMA.
 func NewFWCfg(cpus int, ram uint64, mem *memory.Guest, items []FWCfgItem) *FWCfg {
 	le, be := binary.LittleEndian, binary.BigEndian
-	bytesOf := func(b []byte) FWCfgData { return bytes.NewReader(b) }
-	count := bytesOf(le.AppendUint16(nil, uint16(cpus)))
-	features := byte(1)
-	if mem != nil {
-		features |= 2
-	}
+	count := bytes.NewReader(le.AppendUint16(nil, uint16(cpus)))
 	f := &FWCfg{mem: mem, items: map[uint16]FWCfgData{
-		fwSignature: bytesOf([]byte("QEMU")),
-		fwID:        bytesOf([]byte{features, 0, 0, 0}),
-		fwRAMSize:   bytesOf(le.AppendUint64(nil, ram)),
+		fwSignature: bytes.NewReader([]byte("QEMU")),
+		fwID:        bytes.NewReader([]byte{1, 0, 0, 0}),
+		fwRAMSize:   bytes.NewReader(le.AppendUint64(nil, ram)),
 		fwCPUs:      count,
 		fwMaxCPUs:   count,
 	}}
@@ -79,15 +72,17 @@ func NewFWCfg(cpus int, ram uint64, mem *memory.Guest, items []FWCfgItem) *FWCfg
 		if it.Key == 0 {
 			it.Key = key
 			key++
-			entry := be.AppendUint16(be.AppendUint32(nil, uint32(it.Data.Size())), it.Key)
-			directory = append(directory, append(entry, make([]byte, 58)...)...)
-			copy(directory[len(directory)-56:len(directory)-1], it.Name)
+			var entry [64]byte
+			be.PutUint32(entry[:], uint32(it.Data.Size()))
+			be.PutUint16(entry[4:], it.Key)
+			copy(entry[8:63], it.Name)
+			directory = append(directory, entry[:]...)
 		}
 		f.items[it.Key] = it.Data
 	}
 	if mem != nil {
 		be.PutUint32(directory, uint32(key-fwFirstFile))
-		f.items[fwDirectory] = bytesOf(directory)
+		f.items[fwDirectory], f.items[fwID] = bytes.NewReader(directory), bytes.NewReader([]byte{1 | 2, 0, 0, 0}) // and DMA
 	}
 	return f
 }
@@ -99,7 +94,7 @@ func (f *FWCfg) Read(offset uint64, data []byte) {
 	defer f.mu.Unlock()
 	switch {
 	case offset == fwData:
-		_ = f.read(data) // a file that became shorter has zeros
+		f.read(data)
 	case offset < fwDMA:
 		clear(data)
 	case f.mem != nil:
@@ -134,19 +129,18 @@ func (f *FWCfg) left() int64 {
 	return f.item.Size() - f.pos
 }
 
-// read fills p with the next bytes of the selected item, and zeros behind its end.
-func (f *FWCfg) read(p []byte) error {
-	n, at := int(min(int64(len(p)), f.left())), f.pos
-	f.pos += int64(n)
+// read fills p with the next bytes of the selected item, and zeros behind its
+// end. It reports whether the bytes were there: a file can become shorter.
+func (f *FWCfg) read(p []byte) bool {
+	n := int(min(int64(len(p)), f.left()))
 	clear(p[n:])
 	if n == 0 {
-		return nil
+		return true
 	}
-	if k, err := f.item.ReadAt(p[:n], at); k < n {
-		clear(p[k:n])
-		return fmt.Errorf("fw_cfg: %d of %d bytes at %#x: %w", k, n, at, err)
-	}
-	return nil
+	k, _ := f.item.ReadAt(p[:n], f.pos)
+	clear(p[k:n])
+	f.pos += int64(n)
+	return k == n
 }
 
 // Control bits of a DMA request. The key to select stands in the upper half.
@@ -168,28 +162,22 @@ func (f *FWCfg) dma(gpa memory.GPA) {
 		return // no place for an answer
 	}
 	be := binary.BigEndian
-	var result [4]byte
-	if f.serve(be.Uint32(request[:]), be.Uint32(request[4:]), memory.GPA(be.Uint64(request[8:]))) != nil {
-		be.PutUint32(result[:], fwDMAError)
-	}
-	_ = f.mem.Write(gpa, result[:]) // it was there
-}
-
-func (f *FWCfg) serve(control, length uint32, gpa memory.GPA) error {
+	control, length := be.Uint32(request[:]), be.Uint32(request[4:])
 	if control&fwDMASelect != 0 {
 		f.choose(uint16(control >> 16))
 	}
+	var result [4]byte
+	failed := length > maxFWDMA || control&(fwDMARead|fwDMAWrite) == fwDMAWrite // items cannot be written
 	switch {
-	case length > maxFWDMA || control&(fwDMARead|fwDMAWrite) == fwDMAWrite:
-		return errors.New("fw_cfg: too long, or no item that can be written")
+	case failed:
 	case control&fwDMARead != 0:
-		p, err := f.mem.Slice(gpa, uint64(length))
-		if err != nil {
-			return err
-		}
-		return f.read(p)
+		p, err := f.mem.Slice(memory.GPA(be.Uint64(request[8:])), uint64(length))
+		failed = err != nil || !f.read(p)
 	case control&fwDMASkip != 0:
 		f.pos += min(int64(length), f.left())
 	}
-	return nil
+	if failed {
+		result[3] = fwDMAError
+	}
+	_ = f.mem.Write(gpa, result[:]) // it was there
 }

@@ -392,13 +392,9 @@ func (p *PCI) selected() (*PCIFunction, int) {
 		return nil, 0
 	}
 	f := p.functions[p.address>>11&0x1f]
-	switch p.address >> 8 & 7 {
-	case 0:
-	case 3:
-		if f != nil {
-			f = f.power
-		}
-	default:
+	if n := p.address >> 8 & 7; n == 3 && f != nil {
+		f = f.power
+	} else if n != 0 {
 		f = nil
 	}
 	return f, int(p.address & 0xfc)

@@ -74,6 +74,9 @@ func (m *VM) createPlatform() error {
 			if err := m.pci.AddPIIX(devices.PortPM1Event); err != nil {
 				return err
 			}
+			if f := probeHardware(); !f.OK {
+				m.log.Warn("--firmware: this KVM emulates kernel mode, in which firmware runs: it takes the better part of an hour", "host", f.Detail)
+			}
 		}
 	} else if err := m.pio.Add("reset control", devices.PortReset, devices.ResetControlPorts, reset); err != nil {
 		return err
@@ -103,18 +106,15 @@ func (m *VM) createPlatform() error {
 
 // fwCfg is the firmware configuration device with what the plan hands over.
 func (m *VM) fwCfg() *devices.FWCfg {
-	var ram uint64
-	for _, r := range m.plan.RAM {
-		ram += r.Size
-	}
-	if m.plan.Firmware == nil {
-		return devices.NewFWCfg(m.cfg.CPUs, ram, nil, nil)
+	fw := m.plan.Firmware
+	if fw == nil {
+		return devices.NewFWCfg(m.cfg.CPUs, m.mem.Size(), nil, nil)
 	}
 	var items []devices.FWCfgItem
-	for _, it := range m.plan.Firmware.Items {
+	for _, it := range fw.Items {
 		items = append(items, devices.FWCfgItem{Key: it.Key, Name: it.Name, Data: it.Data})
 	}
-	return devices.NewFWCfg(m.cfg.CPUs, ram, m.mem, items)
+	return devices.NewFWCfg(m.cfg.CPUs, m.mem.Size()-fw.ROM.Size, m.mem, items)
 }
 
 // Model-specific registers set before the first instruction.

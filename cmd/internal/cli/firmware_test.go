@@ -30,7 +30,7 @@ func TestFirmware(t *testing.T) {
 		says []string
 	}{
 		{[]string{"--firmware", firmware, "-M", "256M", "-i", initrd, "-a", "a b", kernel}, vmm.StatusOK,
-			[]string{"firmware on amd64 pc, entered by reset at 0xfffffff0", "0x0000fff00000   0x100000 bytes", "command line: a b\n", "fw_cfg 0x11 0x11 bytes", "fw_cfg 0x12 0x6 bytes"}},
+			[]string{"firmware on amd64 pc, entered by reset at 0xfffffff0", "0x0000fff00000   0x100000 bytes", "command line: a b\n", "0x000000000011       0x11 bytes,       0x11 in all, fw_cfg", "in all, fw_cfg, sha256 09e6c018d2c8c490: initrd"}},
 		{[]string{"--firmware", firmware, "-d", file("disk", nil)}, vmm.StatusOK, []string{"RAM 0x0-0x1fffffff (512 MiB)"}},
 		{[]string{"--firmware", firmware, kernel, initrd}, vmm.StatusCannotStart, []string{"more than one IMAGE"}},
 		{[]string{"--firmware", filepath.Join(dir, "none")}, vmm.StatusCannotStart, []string{"no such file"}},
