@@ -41,8 +41,8 @@ const CBit = 51
 
 // supportedCPUID is KVM_GET_SUPPORTED_CPUID: the hardware's leaves with what KVM
 // adds of its own, which the firmware does not want in a CPUID page.
-func supportedCPUID(arg uint64, room int) error {
-	leaves := append(hardware(Milan.Signature), leaf{0x40000000, 0, 0x40000001, 0x4b4d564b, 0x564b4d56, 0x4d}, leaf{0x40000001, 0, 0x01007efb, 0, 0, 0})
+func supportedCPUID(signature uint32, arg uint64, room int) error {
+	leaves := append(hardware(signature), leaf{0x40000000, 0, 0x40000001, 0x4b4d564b, 0x564b4d56, 0x4d}, leaf{0x40000001, 0, 0x01007efb, 0, 0, 0})
 	if room < len(leaves) {
 		return unix.E2BIG
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"errors"
+	mrand "math/rand/v2"
 	"slices"
 	"testing"
 	"time"
@@ -600,5 +601,46 @@ func TestReports(t *testing.T) {
 	}
 	if _, err := machine.Report(ReportRequest{}); err == nil {
 		t.Error("a report by a VCEK that is disabled")
+	}
+}
+
+// Whatever a monitor asks for, the host answers.
+func TestRandomCalls(t *testing.T) {
+	requests := []uint32{
+		reqCheckExtension, reqGetSupportedCPUID, reqGetDeviceAttr, reqCreateVCPU, reqSetMemory, reqSetMemory2, reqEnableCap, reqMemoryEncryptOp,
+		reqSetMemoryAttrs, reqCreateGuestMemFD, reqGetSregs, reqSetSregs, reqSetRegs, reqGetMSRs, reqSetMSRs, reqSetFPU, reqSetLAPIC, reqSetCPUID2,
+		reqSetXSave, reqSetXCRS, reqSetDebugRegs, reqSEVIssueCmd, reqIRQFD,
+	}
+	for seed := range uint64(30) {
+		r := mrand.New(mrand.NewPCG(seed, 0))
+		m := newMonitor(t, Options{PartialPages: 3})
+		files := []int{m.sys, m.sev, m.vm}
+		if seed%3 > 0 { // not before there is a guest to launch
+			m.init()
+			if _, err := m.start(0x30000); err != nil {
+				t.Fatal(err)
+			}
+			files = append(files, m.memory(), m.cpu(0))
+		}
+		for range 300 {
+			b := m.make(4096)
+			for range r.IntN(6) {
+				le.PutUint64(b[8*r.IntN(40):], []uint64{0, 1, 8, 22, 100, 101, 102, ramGPA, ramGPA >> 12, pageSize, m.base(), ^uint64(0), r.Uint64(), uint64(r.IntN(300))}[r.IntN(14)])
+			}
+			request := requests[r.IntN(len(requests))]
+			if request == reqMemoryEncryptOp && r.IntN(4) > 0 { // one that reaches its command
+				copy(b, m.make(24, field{0, 4, uint64(100 + r.IntN(4))}, field{8, 8, m.addr(b) + 64}, field{20, 4, uint64(m.sev)}))
+			}
+			arg := uintptr(m.addr(b))
+			if request == reqCreateVCPU || r.IntN(20) == 0 {
+				arg = uintptr(r.IntN(5000))
+			}
+			fd := files[r.IntN(len(files))]
+			if n, err := m.k.Call(fd, uintptr(request), arg); err == nil && (request == reqCreateVCPU || request == reqCreateGuestMemFD) {
+				files = append(files, n)
+				m.cpus = append(m.cpus, n) // to be closed
+			}
+			_ = m.k.PunchHole(fd, int64(r.IntN(3)*pageSize-pageSize), int64(r.IntN(3)*pageSize))
+		}
 	}
 }

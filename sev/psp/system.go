@@ -62,7 +62,7 @@ func (s *system) ioctl(request uint32, arg uint64, b []byte) (int, error) {
 	case reqCreateVM:
 		return s.k.createMachine(arg)
 	case reqGetSupportedCPUID:
-		return 0, supportedCPUID(arg, int(get(b, 0, 4)))
+		return 0, supportedCPUID(s.k.opt.Product.Signature, arg, int(get(b, 0, 4)))
 	case reqGetDeviceAttr, reqHasDeviceAttr:
 		return 0, s.deviceAttr(b, request == reqGetDeviceAttr)
 	}

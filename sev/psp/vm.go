@@ -12,7 +12,6 @@ import (
 type Machine struct {
 	k    *Kernel
 	kind uint64
-	done chan struct{} // closed with the VM's descriptor
 
 	slots   map[uint64]*slot
 	private map[uint64]bool // page numbers whose attribute is private
@@ -63,13 +62,13 @@ func (k *Kernel) createMachine(kind uint64) (int, error) {
 		return 0, unix.EINVAL
 	}
 	return k.newFile("kvm-vm", 0, func(int) (file, error) {
-		m := &Machine{k: k, kind: kind, done: make(chan struct{}), slots: map[uint64]*slot{}, private: map[uint64]bool{}}
+		m := &Machine{k: k, kind: kind, slots: map[uint64]*slot{}, private: map[uint64]bool{}}
 		k.machines = append(k.machines, m)
 		return m, nil
 	})
 }
 
-func (m *Machine) close() { close(m.done) }
+func (m *Machine) close() {}
 
 func (m *Machine) ioctl(request uint32, arg uint64, b []byte) (int, error) {
 	switch request {
@@ -166,11 +165,17 @@ func (m *Machine) createMemFD(b []byte) (int, error) {
 	})
 }
 
+// maxAttributes bounds the bytes of one call: this model keeps a note of each page.
+const maxAttributes = 1 << 36
+
 // setAttributes is KVM_SET_MEMORY_ATTRIBUTES.
 func (m *Machine) setAttributes(b []byte) error {
 	gpa, size, attrs := get(b, 0, 8), get(b, 8, 8), get(b, 16, 8)
 	if get(b, 24, 8) != 0 || m.kind != typeSNP || attrs&^attrPrivate != 0 || size == 0 || gpa+size < gpa || (gpa|size)%pageSize != 0 {
 		return unix.EINVAL
+	}
+	if size > maxAttributes {
+		return unix.ENOMEM
 	}
 	for p := gpa / pageSize; p < (gpa+size)/pageSize; p++ {
 		if attrs != 0 {
