@@ -23,19 +23,6 @@ type FWCfgItem struct {
 	Data Blob
 }
 
-// Keys of fw_cfg's hand-over (QEMU include/standard-headers/linux/qemu_fw_cfg.h
-// and hw/i386/x86-common.c): the kernel in two parts, its setup sectors first.
-const (
-	fwKernelSize  = 0x08
-	fwInitrdSize  = 0x0b
-	fwKernelData  = 0x11
-	fwInitrdData  = 0x12
-	fwCmdlineSize = 0x14
-	fwCmdlineData = 0x15
-	fwSetupSize   = 0x17
-	fwSetupData   = 0x18
-)
-
 // MaxFirmware is the most bytes a firmware may have: KVM's own pages lie below.
 const MaxFirmware = 1<<32 - (int64(KVMTSS) + 3*pageSize)
 
@@ -59,18 +46,20 @@ func OpenFirmware(r io.ReaderAt, size int64) (*Image, error) {
 	}, nil
 }
 
-// addFirmware completes the plan of a guest that firmware boots.
+// addFirmware completes the plan of a guest that firmware boots. The keys are
+// QEMU's (include/standard-headers/linux/qemu_fw_cfg.h, hw/i386/x86-common.c); the
+// kernel goes in two parts, its setup sectors first.
 func (p *Plan) addFirmware(img *Image, o Options) error {
 	f := &Firmware{ROM: img.Segments[0].Range, Kernel: o.Kernel, Initrd: o.Initrd}
 	p.Firmware, p.X86 = f, resetState()
 	p.add("firmware", f.ROM.Base, f.ROM.Size, img.section(0, f.ROM.Size))
 	if o.Kernel != nil {
-		f.hand("setup", fwSetupSize, fwSetupData, io.NewSectionReader(o.Kernel, 0, o.setup))
-		f.hand("kernel", fwKernelSize, fwKernelData, io.NewSectionReader(o.Kernel, o.setup, o.Kernel.Size()-o.setup))
-		f.hand("command line", fwCmdlineSize, fwCmdlineData, bytes.NewReader(append([]byte(p.Cmdline), 0)))
+		f.hand("setup", 0x17, 0x18, io.NewSectionReader(o.Kernel, 0, o.setup))
+		f.hand("kernel", 0x08, 0x11, io.NewSectionReader(o.Kernel, o.setup, o.Kernel.Size()-o.setup))
+		f.hand("command line", 0x14, 0x15, bytes.NewReader(append([]byte(p.Cmdline), 0)))
 	}
 	if o.Initrd != nil {
-		f.hand("initrd", fwInitrdSize, fwInitrdData, o.Initrd)
+		f.hand("initrd", 0x0b, 0x12, o.Initrd)
 	}
 	tables, err := acpiTables(o)
 	if err != nil {

@@ -12,6 +12,19 @@ import (
 	"github.com/gvmm/gvmm/vmm/memory"
 )
 
+// Keys of the hand-over (QEMU include/standard-headers/linux/qemu_fw_cfg.h
+// and hw/i386/x86-common.c): the kernel in two parts, its setup sectors first.
+const (
+	fwKernelSize  = 0x08
+	fwInitrdSize  = 0x0b
+	fwKernelData  = 0x11
+	fwInitrdData  = 0x12
+	fwCmdlineSize = 0x14
+	fwCmdlineData = 0x15
+	fwSetupSize   = 0x17
+	fwSetupData   = 0x18
+)
+
 // goodFirmware has a jump at the reset vector.
 func goodFirmware(size int) []byte {
 	b := make([]byte, size)
