@@ -70,15 +70,8 @@ func OpenELF(r io.ReaderAt, size int64) (*ELF, error) {
 	if m := le.Uint16(h[18:]); m != 62 && m != 3 {
 		return nil, fmt.Errorf("ELF for machine %d, not x86", m)
 	}
-	word := e.word
-	var phoff, shoff uint64
-	counts := h[54:]
-	if e.is64 {
-		e.Entry, phoff, shoff = word(h, 24), word(h, 32), word(h, 40)
-	} else {
-		e.Entry, phoff, shoff = word(h, 24), word(h, 28), word(h, 32)
-		counts = h[42:]
-	}
+	e.Entry = e.word(h, 24, 24)
+	phoff, shoff, counts := e.word(h, 28, 32), e.word(h, 32, 40), h[e.pick(42, 54):]
 	phnum, shnum, shstrndx := int(le.Uint16(counts[2:])), int(le.Uint16(counts[6:])), int(le.Uint16(counts[8:]))
 	e.readSegments(phoff, phnum)
 	e.readSections(shoff, shnum, shstrndx)
@@ -90,12 +83,21 @@ func OpenELF(r io.ReaderAt, size int64) (*ELF, error) {
 	return e, nil
 }
 
-// word reads a field that has 8 bytes in 64-bit files and 4 in others.
-func (e *ELF) word(b []byte, off int) uint64 {
+// pick returns what is right for a file of this class.
+func (e *ELF) pick(in32, in64 int) int {
 	if e.is64 {
-		return le.Uint64(b[off:])
+		return in64
 	}
-	return uint64(le.Uint32(b[off:]))
+	return in32
+}
+
+// word reads a field that has 8 bytes in 64-bit files and 4 in others, where
+// these have it.
+func (e *ELF) word(b []byte, in32, in64 int) uint64 {
+	if e.is64 {
+		return le.Uint64(b[in64:])
+	}
+	return uint64(le.Uint32(b[in32:]))
 }
 
 // read returns n bytes of the file at off, nil if it does not have them.
@@ -112,16 +114,11 @@ func (e *ELF) read(off, n uint64) []byte {
 }
 
 func (e *ELF) readSegments(off uint64, n int) {
-	size := 32
-	if e.is64 {
-		size = 56
-	}
-	for table := e.read(off, uint64(min(n, maxSections)*size)); len(table) >= size; table = table[size:] {
-		s := section{kind: uint64(le.Uint32(table))}
-		if e.is64 {
-			s.flags, s.off, s.addr, s.size = uint64(le.Uint32(table[4:])), le.Uint64(table[8:]), le.Uint64(table[16:]), le.Uint64(table[32:])
-		} else {
-			s.off, s.addr, s.size, s.flags = e.word(table, 4), e.word(table, 8), e.word(table, 16), e.word(table, 24)
+	size := e.pick(32, 56)
+	for b := e.read(off, uint64(min(n, maxSections)*size)); len(b) >= size; b = b[size:] {
+		s := section{
+			kind: uint64(le.Uint32(b)), flags: uint64(le.Uint32(b[e.pick(24, 4):])),
+			off: e.word(b, 4, 8), addr: e.word(b, 8, 16), size: e.word(b, 16, 32),
 		}
 		switch s.kind {
 		case ptLoad:
@@ -136,22 +133,14 @@ func (e *ELF) readSegments(off uint64, n int) {
 }
 
 func (e *ELF) readSections(off uint64, n, names int) {
-	size := 40
-	if e.is64 {
-		size = 64
-	}
-	table := e.read(off, uint64(min(n, maxSections)*size))
+	size := e.pick(40, 64)
 	var at []uint32
-	for ; len(table) >= size; table = table[size:] {
-		s := section{kind: uint64(le.Uint32(table[4:]))}
-		if e.is64 {
-			s.flags, s.addr, s.off, s.size = le.Uint64(table[8:]), le.Uint64(table[16:]), le.Uint64(table[24:]), le.Uint64(table[32:])
-			s.link = le.Uint32(table[40:])
-		} else {
-			s.flags, s.addr, s.off, s.size = e.word(table, 8), e.word(table, 12), e.word(table, 16), e.word(table, 20)
-			s.link = le.Uint32(table[24:])
-		}
-		e.sections, at = append(e.sections, s), append(at, le.Uint32(table))
+	for b := e.read(off, uint64(min(n, maxSections)*size)); len(b) >= size; b = b[size:] {
+		e.sections = append(e.sections, section{
+			kind: uint64(le.Uint32(b[4:])), flags: e.word(b, 8, 8), link: le.Uint32(b[e.pick(24, 40):]),
+			addr: e.word(b, 12, 16), off: e.word(b, 16, 24), size: e.word(b, 20, 32),
+		})
+		at = append(at, le.Uint32(b))
 	}
 	if names >= len(e.sections) {
 		return
@@ -179,16 +168,10 @@ func cstring(b []byte, off uint64) string {
 
 func (e *ELF) readSymbols(table, names *section) {
 	strs := e.read(names.off, names.size)
-	size := 16
-	if e.is64 {
-		size = 24
-	}
+	size := e.pick(16, 24)
 	file := ""
 	for b := e.read(table.off, table.size); len(b) >= size; b = b[size:] {
-		info, value := b[12], uint64(le.Uint32(b[4:]))
-		if e.is64 {
-			info, value = b[4], le.Uint64(b[8:])
-		}
+		info, value := b[e.pick(12, 4)], e.word(b, 4, 8)
 		kind, global := info&15, info>>4 != 0
 		name := cstring(strs, uint64(le.Uint32(b)))
 		if kind == sttFile {

@@ -7,13 +7,16 @@ import (
 )
 
 // The registers of CET (Intel SDM vol. 4, table 2-2).
-const (
-	msrUCET      = 0x6a0
-	msrSCET      = 0x6a2
-	msrPL0SSP    = 0x6a4 // to PL3_SSP at 0x6a7
-	msrIntSSPTab = 0x6a8
-	msrXSS       = 0xda0
+var registers = [...]struct {
+	index uint32
+	name  string
+}{
+	{0xda0, "IA32_XSS"}, {0x6a0, "IA32_U_CET"}, {0x6a2, "IA32_S_CET"},
+	{0x6a4, "IA32_PL0_SSP"}, {0x6a5, "IA32_PL1_SSP"}, {0x6a6, "IA32_PL2_SSP"}, {0x6a7, "IA32_PL3_SSP"},
+	{0x6a8, "IA32_INTERRUPT_SSP_TABLE_ADDR"},
+}
 
+const (
 	// RegSSP is the KVM_REG_* id of the shadow-stack pointer, which is no MSR.
 	RegSSP = 0x2030000300000000
 
@@ -55,19 +58,12 @@ type State struct {
 // msrs are the registers of the state in the order in which they are restored:
 // IA32_XSS first, which tells KVM what else there is.
 func (s *State) msrs() (list []kvm.MSR, values []*uint64) {
-	add := func(index uint32, v *uint64) {
-		list, values = append(list, kvm.MSR{Index: index, Data: *v}), append(values, v)
+	values = []*uint64{&s.XSS, &s.UCET, &s.SCET, &s.PLSSP[0], &s.PLSSP[1], &s.PLSSP[2], &s.PLSSP[3], &s.IntSSPTab}
+	if !s.Features.ShadowStack {
+		values = values[:3]
 	}
-	if s.Features.Any() {
-		add(msrXSS, &s.XSS)
-		add(msrUCET, &s.UCET)
-		add(msrSCET, &s.SCET)
-	}
-	if s.Features.ShadowStack {
-		for i := range s.PLSSP {
-			add(msrPL0SSP+uint32(i), &s.PLSSP[i])
-		}
-		add(msrIntSSPTab, &s.IntSSPTab)
+	for i, v := range values {
+		list = append(list, kvm.MSR{Index: registers[i].index, Data: *v})
 	}
 	return list, values
 }
@@ -141,21 +137,7 @@ func short(verb string, list []kvm.MSR, n int, err error) error {
 	}
 	m := list[n]
 	return fmt.Errorf("CET state: %s MSR %#x (%s), value %#x: KVM refuses it: the vCPU's CPUID lacks the feature, or the value has bits it does not allow",
-		verb, m.Index, msrName(m.Index), m.Data)
-}
-
-func msrName(index uint32) string {
-	switch index {
-	case msrXSS:
-		return "IA32_XSS"
-	case msrUCET:
-		return "IA32_U_CET"
-	case msrSCET:
-		return "IA32_S_CET"
-	case msrIntSSPTab:
-		return "IA32_INTERRUPT_SSP_TABLE_ADDR"
-	}
-	return fmt.Sprintf("IA32_PL%d_SSP", index-msrPL0SSP)
+		verb, m.Index, registers[n].name, m.Data)
 }
 
 // CheckControl refuses control registers that the processor does not enter a
