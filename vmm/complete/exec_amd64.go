@@ -55,18 +55,15 @@ func hostCPUID(leaf, subleaf uint32) [4]uint32 {
 func (c *Completer) hostState() uint64 {
 	in := &c.in
 	f := in.form
+	h := f.hand()
 	var s uint64
 	switch {
-	case in.k512:
-		return c.vectorState()
-	case f.hand() == hVZero && !in.vex, f.hand() == hX87:
-		return xX87
-	case in.vex && (f.usesV() || f.hand() == hVZero):
+	case in.k512, in.vex && (f.usesV() || h == hVZero):
 		s = c.vectorState()
 	case f.usesV():
 		s = xSSE
 	}
-	if f.usesM() {
+	if !in.k512 && f.usesM() || h == hX87 || h == hVZero && !in.vex {
 		s |= xX87
 	}
 	return s
