@@ -18,7 +18,24 @@ import (
 type irqLines struct {
 	mu     sync.Mutex
 	levels map[uint32]*sharedLevel
+	soft   func(gsi uint32, asserted bool) // an interrupt controller outside KVM; nil: it is in KVM
 }
+
+// setIRQ drives an interrupt input.
+func (m *VM) setIRQ(gsi uint32, asserted bool) {
+	if m.irqs.soft != nil {
+		m.irqs.soft(gsi, asserted)
+		return
+	}
+	// The ioctl fails only for a VM without an interrupt controller.
+	_ = m.kvm.SetIRQ(irqInput(gsi), asserted)
+}
+
+// pulse is an edge-triggered input of a controller outside KVM.
+type pulse func(asserted bool)
+
+func (p pulse) Raise() { p(true); p(false) }
+func (p pulse) Lower() {}
 
 // host is the machine as a device sees it.
 type host struct {
@@ -71,6 +88,9 @@ func (l *edgeLine) Lower() {}
 func (l *edgeLine) Close() error { return unix.Close(l.fd) }
 
 func (h host) EdgeLine(gsi uint32) (devices.Line, error) {
+	if soft := h.m.irqs.soft; soft != nil {
+		return pulse(func(asserted bool) { soft(gsi, asserted) }), nil
+	}
 	fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("interrupt line %d: eventfd: %w", gsi, err)
@@ -85,7 +105,7 @@ func (h host) EdgeLine(gsi uint32) (devices.Line, error) {
 
 // sharedLevel is one level-triggered input: asserted while any holder raises it.
 type sharedLevel struct {
-	vm  *kvm.VM
+	vm  *VM
 	gsi uint32
 
 	mu     sync.Mutex
@@ -98,8 +118,7 @@ func (s *sharedLevel) change(by int) {
 	was := s.raised > 0
 	s.raised += by
 	if now := s.raised > 0; now != was {
-		// The ioctl fails only for a VM without an interrupt controller.
-		_ = s.vm.SetIRQ(irqInput(s.gsi), now)
+		s.vm.setIRQ(s.gsi, now)
 	}
 }
 
@@ -137,7 +156,7 @@ func (h host) LevelLine(gsi uint32) (devices.Line, error) {
 	}
 	s := lines.levels[gsi]
 	if s == nil {
-		s = &sharedLevel{vm: h.m.kvm, gsi: gsi}
+		s = &sharedLevel{vm: h.m, gsi: gsi}
 		lines.levels[gsi] = s
 	}
 	return &levelLine{shared: s}, nil

@@ -55,16 +55,16 @@ func (m *VM) createVM(sys *kvm.System) (*kvm.VM, error) {
 		return nil, err
 	}
 	a := &c.ARM64
-	for _, c := range []struct {
+	for _, i := range []struct {
 		chip boot.IRQChip
 		has  bool
 	}{
 		{boot.GICv3ITS, v.HasDevice(kvm.GICv3) && v.HasDevice(kvm.ITS)},
 		{boot.GICv3, v.HasDevice(kvm.GICv3)},
-		{boot.GICv2, v.HasDevice(kvm.GICv2)},
+		{boot.GICv2, v.HasDevice(kvm.GICv2) || c.CPUs == 1 && c.Realm == nil && v.Check(kvm.CapARMUserIRQ) != 0},
 	} {
-		if c.has {
-			a.Host = append(a.Host, c.chip)
+		if i.has {
+			a.Host = append(a.Host, i.chip)
 		}
 	}
 	if len(a.Host) == 0 || a.IRQChip != "" && !slices.Contains(a.Host, a.IRQChip) {
@@ -204,6 +204,9 @@ func (m *VM) createGIC(g *boot.GIC) error {
 		attr uint64
 		base uint64
 	}
+	if g.Version == 2 && !m.kvm.HasDevice(kvm.GICv2) {
+		return m.softGIC(g)
+	}
 	kind, at := kvm.GICv3, []address{{kvm.GICAddressV3Dist, uint64(g.Dist.Base)}, {kvm.GICAddressRedist, uint64(g.Redist.Base)}}
 	if g.Version == 2 {
 		kind, at = kvm.GICv2, []address{{kvm.GICAddressV2Dist, uint64(g.Dist.Base)}, {kvm.GICAddressV2CPU, uint64(g.CPU.Base)}}
@@ -226,6 +229,24 @@ func (m *VM) createGIC(g *boot.GIC) error {
 		return err
 	}
 	return create(kvm.ITS, 0, []address{{kvm.GICAddressITS, uint64(g.ITS.Base)}})
+}
+
+// softGIC makes the interrupt controller in this program, for one vCPU: most
+// processors with a GICv3 have no GICv2 for guests (Documentation/virt/kvm/api.rst, 8.5).
+func (m *VM) softGIC(g *boot.GIC) error {
+	const vtimer, ptimer = 27, 30 // INTIDs
+	const input = 0               // of KVM_IRQ_LINE: that of the first vCPU itself
+	gic := devices.NewGICv2(func(asserted bool) { _ = m.kvm.SetIRQ(input, asserted) })
+	m.irqs.soft = func(gsi uint32, asserted bool) { gic.Set(int(gsi)+32, asserted) }
+	c := m.cpus[0]
+	c.before = func() *Outcome {
+		timers := c.DeviceIRQs()
+		gic.Set(vtimer, timers&kvm.IRQVTimer != 0)
+		gic.Set(ptimer, timers&kvm.IRQPTimer != 0)
+		return nil
+	}
+	return errors.Join(m.mmio.Add("GIC distributor", uint64(g.Dist.Base), g.Dist.Size, gic.Distributor()),
+		m.mmio.Add("GIC interface", uint64(g.CPU.Base), g.CPU.Size, gic.Interface()))
 }
 
 // uart is a serial port of either kind.

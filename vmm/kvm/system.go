@@ -21,6 +21,7 @@ const (
 	CapARMPMU           = 126
 	CapMSIDeviceID      = 131
 	CapImmediateExit    = 136
+	CapARMUserIRQ       = 144
 	CapARMIPASize       = 165
 	CapARMSVE           = 170
 	CapARMPtrAuthAddr   = 171

@@ -1,6 +1,9 @@
 package kvm
 
-import "fmt"
+import (
+	"encoding/binary"
+	"fmt"
+)
 
 // Features of [VCPU.Init] (KVM_ARM_VCPU_*).
 const (
@@ -30,6 +33,19 @@ const (
 // SysReg is the id of a system register by its encoding.
 func SysReg(op0, op1, crn, crm, op2 uint64) uint64 {
 	return 0x6030_0000_0013_0000 | op0<<14 | op1<<11 | crn<<7 | crm<<3 | op2
+}
+
+// Bits of [VCPU.DeviceIRQs] (KVM_ARM_DEV_EL1_*TIMER).
+const (
+	IRQVTimer = 1 << 0
+	IRQPTimer = 1 << 1
+)
+
+// DeviceIRQs returns which timers of the vCPU assert their interrupts, on a VM
+// without an interrupt controller in the kernel. A change ends [VCPU.Run].
+func (c *VCPU) DeviceIRQs() uint64 {
+	const offSyncRegs = 304 // in struct kvm_run: device_irq_level
+	return binary.LittleEndian.Uint64(c.shared[offSyncRegs:])
 }
 
 type vcpuInit struct {

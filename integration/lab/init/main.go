@@ -107,6 +107,7 @@ func loadModules(line []string) error {
 // end ends the machine.
 func end(how string) {
 	syscall.Sync()
+	_ = unix.IoctlSetInt(1, unix.TCSBRK, 1) // a panic does not wait for what the console still holds
 	cmd := unix.LINUX_REBOOT_CMD_POWER_OFF
 	switch how {
 	case "reboot":
