@@ -185,10 +185,10 @@ func (l *launched) close() {
 	if err := l.realm.Close(); err != nil {
 		l.t.Error(err)
 	}
-	if n := l.k.OpenFiles(); n != 0 {
+	if n := l.k.State().OpenFiles; n != 0 {
 		l.t.Errorf("%d descriptors left open", n)
 	}
-	for _, err := range l.k.Faults() {
+	for _, err := range l.k.State().Faults {
 		l.t.Error(err)
 	}
 }
@@ -229,8 +229,8 @@ func TestPredictedIsLaunched(t *testing.T) {
 				l.run()
 				named := cca.Config{ABI: name}
 				want, err := l.launch.Measure(named.Version(), nil)
-				if err != nil || !bytes.Equal(want, l.k.RIM()) {
-					t.Fatalf("predicted %x, launched %x, %v", want, l.k.RIM(), err)
+				if err != nil || !bytes.Equal(want, l.k.State().RIM) {
+					t.Fatalf("predicted %x, launched %x, %v", want, l.k.State().RIM, err)
 				}
 				pem, err := l.k.PlatformKey()
 				if err != nil {
@@ -280,7 +280,7 @@ func TestMutationsShow(t *testing.T) {
 				t.Fatalf("%s, %s: %v", kernel, what, err)
 			}
 			l.run()
-			if bytes.Equal(want, l.k.RIM()) || len(l.k.RIM()) != len(want) {
+			if bytes.Equal(want, l.k.State().RIM) || len(l.k.State().RIM) != len(want) {
 				t.Errorf("%s: %s does not show", kernel, what)
 			}
 			l.close()

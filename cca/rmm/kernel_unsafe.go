@@ -55,25 +55,18 @@ func New(o Options) (*Kernel, error) {
 	return &Kernel{opt: o, keys: keys, rules: &r, files: map[int]file{}}, err
 }
 
-// Faults are the rules that the monitor broke without KVM noticing.
-func (k *Kernel) Faults() []error {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return append([]error(nil), k.faults...)
+// State is what became of a host so far.
+type State struct {
+	RIM       []byte  // measurement of the last realm that was activated
+	OpenFiles int     // descriptors that were not closed
+	Faults    []error // the rules that the monitor broke without KVM noticing
 }
 
-// RIM is the measurement of the last realm that was activated.
-func (k *Kernel) RIM() []byte {
+// State returns what became of the host so far.
+func (k *Kernel) State() State {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.rim
-}
-
-// OpenFiles is the number of descriptors that were not closed.
-func (k *Kernel) OpenFiles() int {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return len(k.files)
+	return State{k.rim, len(k.files), append([]error(nil), k.faults...)}
 }
 
 func (k *Kernel) newFile(f file) (int, error) {

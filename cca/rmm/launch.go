@@ -8,55 +8,44 @@ const doConfig, doCreate, doRIPAS, doPopulate, doActivate = 0, 1, 2, 3, 4
 // action is one step of an explicit launch (kvm_realm_enable_cap).
 func (v *vm) action(what, arg uint64) error {
 	r := v.realm
-	if arg == 0 && (what == doConfig || what == doRIPAS || what == doPopulate) {
-		return unix.EFAULT
-	}
-	switch what {
-	case doConfig:
-		b := at(arg, 260)
-		switch {
-		case r.state != stateNone:
-			return unix.EBUSY
-		case le.Uint32(b) == 0:
-			copy(r.rpv[:], b[4:])
-		case le.Uint32(b) == 1 && le.Uint32(b[4:]) <= 1:
-			r.sha512 = le.Uint32(b[4:]) == 1
-		default:
-			return unix.EINVAL
-		}
-		return nil
-	case doCreate:
-		if r.state != stateNone {
-			return unix.EEXIST
-		}
-		return v.createRealm()
-	case doRIPAS:
-		if r.state != stateNew {
-			return v.k.rules.early
-		}
-		return r.setRAM(spanAt(at(arg, 32)), false)
-	case doPopulate:
-		b := at(arg, 32)
-		if r.state != stateNew {
-			return v.k.rules.early
-		}
-		m := spanAt(b)
-		s, ok := v.slotOf(m)
-		switch {
-		case (m.lo|m.hi)&(page-1) != 0, le.Uint32(b[16:])&^1 != 0, m.hi < m.lo:
-			return unix.EINVAL
-		case !ok:
+	b := make([]byte, 260)
+	if what == doConfig || what == doRIPAS || what == doPopulate {
+		if arg == 0 {
 			return unix.EFAULT
-		case s.gmem == nil:
+		}
+		b = at(arg, map[uint64]int{doConfig: 260, doRIPAS: 32, doPopulate: 32}[what])
+	}
+	switch m := spanAt(b); {
+	case what == doCreate && r.state != stateNone:
+		return unix.EEXIST
+	case what == doCreate:
+		return v.createRealm()
+	case what == doConfig && r.state != stateNone:
+		return unix.EBUSY
+	case what == doConfig && le.Uint32(b) == 0:
+		copy(r.rpv[:], b[4:])
+		return nil
+	case what == doConfig && le.Uint32(b) == 1 && le.Uint32(b[4:]) <= 1:
+		r.sha512 = le.Uint32(b[4:]) == 1
+		return nil
+	case what == doConfig, what > doActivate:
+	case r.state != stateNew:
+		return v.k.rules.early
+	case what == doRIPAS:
+		return r.setRAM(m, false)
+	case what == doActivate:
+		return v.activate()
+	case (m.lo|m.hi)&(page-1) != 0, le.Uint32(b[16:])&^1 != 0, m.hi < m.lo:
+	default:
+		s, ok := v.slotOf(m)
+		if !ok {
+			return unix.EFAULT
+		}
+		if s.gmem == nil {
 			return v.k.rules.early
 		}
 		_, err := v.populate(m, s.host+m.lo-s.lo, le.Uint32(b[16:])&1 != 0, 0)
 		return err
-	case doActivate:
-		if r.state != stateNew {
-			return v.k.rules.early
-		}
-		return v.activate()
 	}
 	return unix.EINVAL
 }

@@ -78,7 +78,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if err != nil {
 		return fail(err)
 	}
-	for _, err := range k.Faults() {
+	for _, err := range k.State().Faults {
 		status = fail(err)
 	}
 	return status
