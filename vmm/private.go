@@ -69,6 +69,9 @@ func (m *VM) convert(r memory.Range, private bool) error {
 func (c *vcpu) memoryFault(rec *exitRecord) *Outcome {
 	gpa, size, private := c.MemoryFault()
 	rec.addr, rec.write = gpa, private
+	if size == 0 && c.vm.private.fds != nil {
+		return nil // a realm's request of which KVM, short of memory, did nothing: it is made again
+	}
 	err := fmt.Errorf("KVM cannot reach the memory behind it")
 	if c.vm.private.fds != nil {
 		err = c.vm.convert(memory.Range{Base: c.vm.mem.Strip(memory.GPA(gpa)), Size: size}, private)
