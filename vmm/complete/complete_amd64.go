@@ -174,11 +174,8 @@ func (c *Completer) step() bool {
 	if e := f.ext(); e != 0 && e>>(in.reg&7)&1 == 0 {
 		return c.raise(vecUD)
 	}
-	if in.k512 {
-		return c.step512()
-	}
 	if in.vex {
-		if in.misfits() || !c.has(f.vex()) || in.ll == 1 && !c.has(f.vex256()) {
+		if in.misfits() || in.k512 && in.misfits512() || !c.has(f.vex()) || in.ll == 1 && !c.has(f.vex256()) {
 			return c.raise(vecUD)
 		}
 		// The register forms of the first broadcasts came with AVX2.
@@ -200,7 +197,7 @@ func (c *Completer) step() bool {
 			f = f&^rmM | rmV
 			in.form = f
 		}
-		if !c.unitsReady(f.usesV(), f.usesM()) {
+		if !c.unitsReady(f.usesV() || in.k512, f.usesM()) {
 			return false
 		}
 		if in.mode != 64 { // eight registers
@@ -259,9 +256,12 @@ func (in *inst) misfits() bool {
 // unitsReady checks that the guest may use xmm and mmx registers now (SDM
 // vol. 3, 2.5, 13.1 and 12.1; AVX: vol. 2, 2.4).
 func (c *Completer) unitsReady(v, m bool) bool {
-	cpu := c.cpu
+	cpu, state := c.cpu, uint64(xSSE|xAVX)
+	if c.in.k512 {
+		state |= x512
+	}
 	switch {
-	case v && c.in.vex && (cpu.CR4&cr4OSXSAVE == 0 || cpu.XCR0&(xSSE|xAVX) != xSSE|xAVX):
+	case v && c.in.vex && (cpu.CR4&cr4OSXSAVE == 0 || cpu.XCR0&state != state):
 		return c.raise(vecUD)
 	case v && !c.in.vex && (cpu.CR4&cr4OSFXSR == 0 || cpu.CR0&cr0EM != 0), m && cpu.CR0&cr0EM != 0:
 		return c.raise(vecUD)
@@ -367,6 +367,8 @@ func (c *Completer) runMasked(n int, acc access) bool {
 	var bits uint64
 	ok := true
 	switch {
+	case in.k512 && (in.form&whole != 0 || in.form&mMask != mVL):
+		return c.deny("EVEX with a masked memory operand of this shape")
 	case in.k512:
 		if ok = c.settle(c.vectorState()); !ok {
 			break

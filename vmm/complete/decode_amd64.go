@@ -186,13 +186,13 @@ func (c *Completer) decodeVEX(b byte, prefixed bool) bool {
 	if f.vex() == 0 {
 		return c.deny("VEX opcode not on the list")
 	}
-	in.k512 = f.vex() == f512 // a mask register's
 	return c.finishVEX(f, prefixed)
 }
 
 // finishVEX is finish for VEX and EVEX, which allow no other prefix.
 func (c *Completer) finishVEX(f form, prefixed bool) bool {
 	in := &c.in
+	in.k512 = f.vex() == f512
 	if prefixed {
 		return c.raise(vecUD)
 	}

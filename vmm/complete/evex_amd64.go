@@ -14,7 +14,7 @@ func (c *Completer) decodeEVEX(prefixed bool) bool {
 		return c.deny("not an instruction that completion knows (bound)")
 	}
 	p1, p2 := c.next(), c.next()
-	in.evex, in.k512 = true, true
+	in.vex, in.evex = true, true
 	in.mapNo, in.pp = p0&7, p1&3
 	in.r = ^p0>>4&8 | ^p0&16
 	in.x, in.b = ^p0>>3&8, ^p0>>2&8
@@ -35,6 +35,9 @@ func (c *Completer) decodeEVEX(prefixed bool) bool {
 	if !c.finishVEX(f, prefixed) {
 		return false
 	}
+	if !in.mem && f.rm() == 2 { // X is the fifth bit of a vector register
+		in.rm |= in.x << 1
+	}
 	if in.bcast && !in.mem { // in the register form the b bit chooses rounding
 		return c.deny("EVEX with embedded rounding")
 	}
@@ -50,38 +53,14 @@ func (in *inst) element() int {
 	return [...]int{4 * w, elem1 >> elemShift: 1, elem2 >> elemShift: 2, elemW >> elemShift: 4 * w, elemB >> elemShift: w}[in.form&elems>>elemShift]
 }
 
-// step512 checks and executes what AVX-512 brought. Every condition under which
-// the host would raise #UD has to be met here.
-func (c *Completer) step512() bool {
-	in := &c.in
+// misfits512 reports whether what only AVX-512 has is not as the row wants it.
+// Every condition under which the host would raise #UD has to be met.
+func (in *inst) misfits512() bool {
 	f := in.form
-	cpu := c.cpu
-	const state = xSSE | xAVX | x512
-	if !c.has(f512) || cpu.CR4&cr4OSXSAVE == 0 || cpu.XCR0&state != state {
-		return c.raise(vecUD)
-	}
-	if !in.mem && f.rm() == 2 { // X is the fifth bit of a vector register
-		in.rm |= in.x << 1
-	}
-	if in.mode != 64 {
-		in.rm &= 7
-	}
 	maskDest := f.reg() == 3
-	bad := in.mem && f&mMask == 0 || !in.mem && f.rm() == 0 ||
-		in.misfits() ||
-		maskDest && in.reg > 7 || f.rm() == 3 && !in.mem && in.b != 0 || !in.evex && f&vvMask != 0 && in.vvvv > 7 ||
+	return maskDest && in.reg > 7 || f.rm() == 3 && !in.mem && in.b != 0 || !in.evex && f&vvMask != 0 && in.vvvv > 7 ||
 		f.reg() == 1 && in.reg > 15 ||
 		in.bcast && f&bcst == 0 ||
 		in.z && (in.aaa == 0 || maskDest || in.mem && f&store != 0) ||
 		in.aaa != 0 && f&elems == 0
-	if bad {
-		return c.raise(vecUD)
-	}
-	if cpu.CR0&cr0TS != 0 {
-		return c.raise(vecNM)
-	}
-	if in.mem && in.aaa != 0 && (f&whole != 0 || f&mMask != mVL) {
-		return c.deny("EVEX with a masked memory operand of this shape")
-	}
-	return c.runForm()
 }

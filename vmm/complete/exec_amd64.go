@@ -63,7 +63,7 @@ func (c *Completer) hostState() uint64 {
 	case f.usesV():
 		s = xSSE
 	}
-	if !in.k512 && f.usesM() || h == hX87 || h == hVZero && !in.vex {
+	if f.usesM() || h == hX87 || h == hVZero && !in.vex {
 		s |= xX87
 	}
 	return s

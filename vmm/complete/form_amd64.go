@@ -142,9 +142,10 @@ func (f form) vex256() uint {
 func (f form) ext() uint8 { return uint8(f >> extShift) }
 func (f form) hand() int  { return int(f>>hand) & handMask }
 
-// usesV and usesM report whether xmm and mmx registers are touched.
+// usesV and usesM report whether xmm and mmx registers are touched. regM and
+// rmM stand for mask registers in AVX-512 rows.
 func (f form) usesV() bool { return f.reg() == 2 || f.rm() == 2 || f&vvMask == vvV }
-func (f form) usesM() bool { return f.reg() == 3 || f.rm() == 3 }
+func (f form) usesM() bool { return (f.reg() == 3 || f.rm() == 3) && f.vex() != f512 }
 
 // anyPrefix reports whether the row without a mandatory prefix stands for the
 // prefixed opcodes too: groups look at the prefix themselves.

@@ -96,18 +96,22 @@ func hexByte(s string) uint8 {
 func parseOpcodes(text string) (*opcodes, error) {
 	list, known, n := new(opcodes), newVocabulary(), 0
 	var rows []*[256]form // of the section
+	var common form       // to all of them
 	for line := range strings.SplitSeq(text, "\n") {
 		n++
 		line, _, _ = strings.Cut(line, "#")
 		if strings.HasPrefix(line, "[") {
-			rows = list.rows(strings.Trim(line, "[] "))
+			rows, common = list.rows(strings.Trim(line, "[] ")), 0
+			if strings.HasPrefix(line, "[EVEX") {
+				common = f512 << vexShift
+			}
 			continue
 		}
 		at := strings.IndexAny(line, ":=")
 		if at < 0 {
 			continue
 		}
-		f := form(0)
+		f := common
 		for word := range strings.FieldsSeq(line[at+1:]) {
 			v := known.form(word)
 			if v == 0 {
