@@ -21,6 +21,7 @@ type Options struct {
 	Params string   // kernel parameters, kept byte for byte
 	Auto   []string // Unikraft library parameters added unless Params sets them, "lib.name=value"
 	Args   []string // the application's arguments
+	Raw    bool     // Params are a Linux guest's whole command line
 
 	Initrd Blob // nil: none
 	Kernel Blob // what firmware is to boot ([OpenFirmware]); nil: what it finds

@@ -275,6 +275,9 @@ func linuxCmdline(o Options) (string, error) {
 	case MachineVirt:
 		defaults = []string{"console=ttyAMA0", "panic=-1"}
 	}
+	if o.Raw {
+		params, defaults = o.Params, nil
+	}
 	keys, stop, open := scanLinux(params)
 	var words []string
 	for _, p := range defaults {

@@ -28,6 +28,7 @@ type Config struct {
 	Params  string   // kernel parameters, kept byte for byte
 	Args    []string // the application's arguments
 	NoAuto  bool     // add no netdev.ip= or vfs.fstab= for Unikraft images
+	Raw     bool     // Params are a Linux guest's whole command line
 	Disks   []Disk
 	Nets    []Net
 	Shares  []Share
@@ -118,8 +119,9 @@ type SNP struct {
 	CBit         int      // the page table bit that makes memory private; 0: 51
 }
 
+// Limits of a [Config].
 const (
-	maxCPUs   = 64
+	MaxCPUs   = 64 // vCPUs of a VM
 	maxSerial = 20
 	maxTag    = 31
 )
@@ -127,8 +129,8 @@ const (
 // check refuses what cannot work, naming the flag that set it.
 func (c *Config) check() error {
 	switch {
-	case c.CPUs < 1 || c.CPUs > maxCPUs:
-		return fmt.Errorf("--cpus %d: give 1 to %d", c.CPUs, maxCPUs)
+	case c.CPUs < 1 || c.CPUs > MaxCPUs:
+		return fmt.Errorf("--cpus %d: give 1 to %d", c.CPUs, MaxCPUs)
 	case c.Memory%4096 != 0:
 		return fmt.Errorf("--memory %d: not a whole number of 4 KiB pages", c.Memory)
 	case c.Console != SerialConsole && c.Console != VirtioConsole:

@@ -89,8 +89,7 @@ func List(dir string) (vms []Status, removed []string, err error) {
 		}
 		c, dialErr := Dial(dir, name)
 		if dialErr != nil {
-			p, pathErr := path(dir, name)
-			if pathErr == nil && removeStale(dir, p) {
+			if Reap(dir, name) {
 				removed = append(removed, e.Name())
 			}
 			continue
@@ -106,8 +105,12 @@ func List(dir string) (vms []Status, removed []string, err error) {
 	return vms, removed, err
 }
 
-// removeStale removes a socket unless somebody has come to listen on it.
-func removeStale(dir, p string) bool {
+// Reap removes the socket of a name if its monitor is gone.
+func Reap(dir, name string) bool {
+	p, err := path(dir, name)
+	if err != nil {
+		return false
+	}
 	unlock, err := lock(dir)
 	if err != nil {
 		return false

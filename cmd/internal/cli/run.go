@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -64,7 +65,23 @@ func run(args []string, stdout, stderr io.Writer, kernel kvm.Kernel) (int, error
 		return 0, err
 	}
 	cfg.Log, cfg.Stdout = log, stdout
+	outcome, _, err := Carry(&cfg, timeout, func(m *vmm.VM) error { return serveControl(m, &cfg, log) })
+	if err != nil {
+		return 0, err
+	}
+	if outcome.Dump != "" {
+		fmt.Fprint(stderr, outcome.Dump)
+	}
+	if !quiet || outcome.Status != vmm.StatusOK {
+		fmt.Fprintf(stderr, "gvmm: %s: %v\n", cmp.Or(cfg.Name, cfg.Image, cfg.Firmware), outcome)
+	}
+	return outcome.Status, nil
+}
 
+// Carry runs a VM to its end with this process's terminal, or standard input,
+// for the guest's: signals end it, and so does a timeout that is not 0. ready is
+// called before the first instruction. signalled says that a signal was the end.
+func Carry(cfg *vmm.Config, timeout time.Duration, ready func(*vmm.VM) error) (outcome vmm.Outcome, signalled bool, err error) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	if timeout > 0 {
@@ -76,31 +93,22 @@ func run(args []string, stdout, stderr io.Writer, kernel kvm.Kernel) (int, error
 	defer term.restore()
 	cfg.Stdin = term
 
-	m, err := vmm.New(cfg)
+	m, err := vmm.New(*cfg)
 	if err != nil {
-		return 0, err
+		return outcome, false, err
 	}
-	stopOnSignal(cancel)
-	if err := serveControl(m, &cfg, log); err != nil {
-		return 0, errors.Join(err, m.Close())
+	caught := stopOnSignal(cancel)
+	if err := ready(m); err != nil {
+		return outcome, false, errors.Join(err, m.Close())
 	}
 	m.Start()
 	time.AfterFunc(trimAfter, trimMemory)
-	outcome, err := m.Wait(ctx)
-	term.restore()
-	if outcome.Dump != "" {
-		fmt.Fprint(stderr, outcome.Dump)
+	if outcome, err = m.Wait(ctx); err == nil { // or else a vCPU thread hangs in a host call: leave it to the end of the process
+		if err := m.CloseForExit(); err != nil {
+			cfg.Log.Error("close", "err", err)
+		}
 	}
-	if !quiet || outcome.Status != vmm.StatusOK {
-		fmt.Fprintf(stderr, "gvmm: %s: %v\n", cmp.Or(cfg.Name, cfg.Image, cfg.Firmware), outcome)
-	}
-	if err != nil {
-		return outcome.Status, nil // a vCPU thread hangs in a host call: leave it to the end of the process
-	}
-	if err := m.CloseForExit(); err != nil {
-		log.Error("close", "err", err)
-	}
-	return outcome.Status, nil
+	return outcome, caught.Load(), nil
 }
 
 // serveControl has the VM answer `gvmm ps` and the others. Where there is no
@@ -119,19 +127,23 @@ func serveControl(m *vmm.VM, cfg *vmm.Config, log *slog.Logger) error {
 	return nil
 }
 
-// stopOnSignal ends the VM on SIGINT, SIGTERM and SIGHUP.
-func stopOnSignal(cancel context.CancelCauseFunc) {
+// stopOnSignal ends the VM on SIGINT, SIGTERM and SIGHUP. caught says that one came.
+func stopOnSignal(cancel context.CancelCauseFunc) (caught *atomic.Bool) {
+	caught = new(atomic.Bool)
 	signal.Ignore(unix.SIGXFSZ) // a share's file at its size limit is the guest's error, not ours
 	c := make(chan os.Signal, 1)
 	signal.Notify(c, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	go func() {
-		switch s := <-c; s {
+		s := <-c
+		caught.Store(true)
+		switch s {
 		case unix.SIGINT:
 			cancel(vmm.Stopped{Status: vmm.StatusInterrupted, Why: "interrupted by SIGINT"})
 		default:
 			cancel(vmm.Stopped{Status: vmm.StatusTerminated, Why: fmt.Sprintf("ended by signal: %v", s)})
 		}
 	}()
+	return caught
 }
 
 // newFlags returns an empty flag set whose --help prints usage and the flags.
