@@ -1,13 +1,12 @@
 package cli
 
 import (
-	"errors"
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/gvmm/gvmm/internal/sibling"
 )
 
 const verifier = "gvmm-verify"
@@ -16,7 +15,7 @@ const verifier = "gvmm-verify"
 // own so that what reads tokens and certificates is not in the monitor. It
 // returns only where it could not.
 func verify(args []string) error {
-	path, err := findVerifier()
+	path, err := sibling.Find(verifier)
 	if err != nil {
 		return err
 	}
@@ -24,19 +23,4 @@ func verify(args []string) error {
 		return fmt.Errorf("verify: %s: %w", path, err)
 	}
 	return nil
-}
-
-func findVerifier() (string, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return "", fmt.Errorf("%s: %w", verifier, err)
-	}
-	path := filepath.Join(filepath.Dir(self), verifier)
-	if _, err := os.Stat(path); err == nil {
-		return path, nil
-	}
-	if path, err = exec.LookPath(verifier); err != nil {
-		return "", errors.New(verifier + " is neither beside gvmm nor in PATH: `go build ./cmd/" + verifier + "` builds it")
-	}
-	return path, nil
 }
