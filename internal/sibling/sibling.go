@@ -1,16 +1,14 @@
-// Package beside finds the programs of this project that work together.
-package beside
+// Package sibling finds gvmm's other programs.
+package sibling
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 )
 
-// Find returns the path of a program: beside the running one, where its links
-// lead to, or else in PATH.
+// Find returns the absolute path of a program beside this one, or in PATH.
 func Find(name string) (string, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -21,7 +19,7 @@ func Find(name string) (string, error) {
 		return path, nil
 	}
 	if path, err = exec.LookPath(name); err != nil {
-		return "", errors.New(name + " is neither beside " + filepath.Base(self) + " nor in PATH: `go build ./cmd/" + name + "` builds it")
+		return "", fmt.Errorf("%s is neither beside %s nor in PATH: `go build ./cmd/%[1]s` builds it", name, filepath.Base(self))
 	}
 	return path, nil
 }
