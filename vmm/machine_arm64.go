@@ -61,7 +61,7 @@ func (m *VM) createVM(sys *kvm.System) (*kvm.VM, error) {
 	}{
 		{boot.GICv3ITS, v.HasDevice(kvm.GICv3) && v.HasDevice(kvm.ITS)},
 		{boot.GICv3, v.HasDevice(kvm.GICv3)},
-		{boot.GICv2, v.HasDevice(kvm.GICv2) || c.CPUs == 1 && c.Realm == nil && v.Check(kvm.CapARMUserIRQ) != 0},
+		{boot.GICv2, v.HasDevice(kvm.GICv2) || c.CPUs == 1 && c.Realm == nil},
 	} {
 		if i.has {
 			a.Host = append(a.Host, i.chip)
@@ -234,6 +234,9 @@ func (m *VM) createGIC(g *boot.GIC) error {
 // softGIC makes the interrupt controller in this program, for one vCPU: most
 // processors with a GICv3 have no GICv2 for guests (Documentation/virt/kvm/api.rst, 8.5).
 func (m *VM) softGIC(g *boot.GIC) error {
+	if len(m.cpus) > 1 || m.kvm.Check(kvm.CapARMUserIRQ) == 0 {
+		return errors.New("KVM here gives guests no gicv2, the only one the image knows; gvmm's own serves one vCPU: use -c 1")
+	}
 	const vtimer, ptimer = 27, 30 // INTIDs
 	const input = 0               // of KVM_IRQ_LINE: that of the first vCPU itself
 	gic := devices.NewGICv2(func(asserted bool) { _ = m.kvm.SetIRQ(input, asserted) })

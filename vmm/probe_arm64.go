@@ -16,7 +16,7 @@ func probeArch(sys *kvm.System, vm *kvm.VM) []Finding {
 	for _, f := range []Finding{
 		{"gicv3", vm.HasDevice(kvm.GICv3), "interrupt controller GICv3 for guests", "a processor with a GICv3"},
 		{"its", vm.HasDevice(kvm.ITS), "message-signalled interrupts by GICv3's ITS", "a processor with a GICv3"},
-		{"gicv2", vm.HasDevice(kvm.GICv2), "interrupt controller GICv2 for guests", "a processor with a GICv2, or a GICv3 that is compatible with it"},
+		{"gicv2", vm.HasDevice(kvm.GICv2), "interrupt controller GICv2 for guests", "a processor with a GICv2, or a GICv3 that is compatible with it (guests with one vCPU get gvmm's own)"},
 		{"ipa-size", true, fmt.Sprintf("guest addresses of up to %d bits", bits), ""},
 		{"sve", vm.Check(kvm.CapARMSVE) != 0, "scalable vectors", "a processor with SVE"},
 		{"pointer-auth", vm.Check(kvm.CapARMPtrAuthAddr) != 0 && vm.Check(kvm.CapARMPtrAuthGen) != 0, "pointer authentication", "a processor with FEAT_PAuth"},

@@ -44,9 +44,8 @@ const minTimerPeriod = "/sys/module/kvm/parameters/min_timer_period_us"
 // GIC is an interrupt controller of the arm64 lab, as QEMU's gic-version= names it.
 type GIC string
 
-// The interrupt controllers. An Arm GICv3 cannot serve guests made for version 2
-// in this emulation, so a lab with GICv2 runs guests with GICv2 only, and one
-// with GICv3 (with ITS) those with GICv3 only.
+// The interrupt controllers. QEMU's GICv3 is not compatible with version 2: KVM
+// in a lab with the one gives guests only that one.
 const (
 	GICv2 GIC = "2"
 	GICv3 GIC = "3"
