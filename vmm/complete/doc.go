@@ -13,6 +13,6 @@
 // encoded anew from the decoded fields, with the memory operand replaced by a
 // scratch area and general registers by ones that are free, and run once
 // between a load and a store of the guest's FPU state. What touches memory in
-// ways of its own (xsave images, masked and locked accesses, environments) is
-// done in Go. Privileged instructions are not on the list.
+// ways of its own (xsave images, gathers, locked accesses, the choice of a masked
+// one's bytes) is done in Go. Privileged instructions are not on the list.
 package complete

@@ -8,7 +8,7 @@ package complete
 //   - it names no general register but rax, rbx, rcx, rdx, rsi and rdi, and no
 //     memory but [rdi], 64-byte aligned in a page of its own that is larger than
 //     any operand: no #PF, no #GP, no #AC. Rows with other memory operands
-//     (string-like stores, gathers, images) are done in Go;
+//     (gathers, images) are done in Go;
 //   - MXCSR has all exceptions masked: no #XM. What would have been raised is
 //     read off its flags afterwards;
 //   - a waiting x87 or MMX instruction only runs when no unmasked exception is
