@@ -14,7 +14,7 @@ func probeArch(sys *kvm.System, _ *kvm.VM) []Finding {
 	found := []Finding{probeHardware()}
 	found = append(found, probeSNP(sys, thisHost())...)
 	found = append(found, probeCET(sys)...)
-	return found
+	return append(found, Finding{Name: "realm", Detail: "realms are Arm's (CCA)", Remedy: "an arm64 host whose processor has RME"})
 }
 
 // probeHardware tells a KVM on virtualization hardware from one without: there
