@@ -17,7 +17,7 @@ type Options struct {
 	CPUs    int    // 0: 1
 	Machine Machine
 
-	Name   string   // word 0 of the command lines that have one; the image's base name
+	Name   string   // word 0 of the command lines that have one, the image's base name; "": Params begin with it
 	Params string   // kernel parameters, kept byte for byte
 	Auto   []string // Unikraft library parameters added unless Params sets them, "lib.name=value"
 	Args   []string // the application's arguments

@@ -96,17 +96,19 @@ func (img *Image) unikraftCmdline(o Options) (string, error) {
 		head, tail = o.Params[:user.stop-1], o.Params[user.stop:]
 	case user.stop == 0 && len(added) > 0:
 		head, tail = "", o.Params
-	case user.stop < 0 && (len(added) > 0 || user.words > 0 && (img.LibParams || len(o.Args) > 0)):
+	case user.stop < 0 && (len(added) > 0 || user.words > 0 && (img.LibParams && o.Name != "" || len(o.Args) > 0)):
 		tail = "--"
 	}
 	if user.open != "" && (user.stop < 0 && tail != "" || len(o.Args) > 0) {
 		return "", fmt.Errorf("-a: %s would swallow what gvmm puts behind it", user.open)
 	}
-	name, err := quoteUnikraft(o.Name)
-	if err != nil {
-		return "", fmt.Errorf("name: %w", err)
+	words := append([]string{"", head}, added...)
+	if o.Name != "" {
+		var err error
+		if words[0], err = quoteUnikraft(o.Name); err != nil {
+			return "", fmt.Errorf("name: %w", err)
+		}
 	}
-	words := append([]string{name, head}, added...)
 	words = append(words, tail)
 	for i, a := range o.Args {
 		q, err := quoteUnikraft(a)

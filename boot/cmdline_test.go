@@ -92,6 +92,27 @@ func checkUnikraftReads(t *testing.T, o Options, line string) {
 	}
 }
 
+// TestUnikraftUnnamed: Firecracker's boot_args begin with word 0 themselves.
+func TestUnikraftUnnamed(t *testing.T) {
+	for _, c := range []struct {
+		params string
+		mmio   int
+		want   string
+	}{
+		{"nginx a.b=1 -- placeholder", 1, "nginx a.b=1 " + dev0 + " -- placeholder"},
+		{"app --", 2, "app " + dev0 + " " + dev1 + " --"},
+		{"app --", 0, "app --"},
+		{"app foo", 1, "app foo " + dev0 + " --"},
+		{"app foo", 0, "app foo"},
+		{`my\ app a.b=[ "x -- y" ] -- z`, 1, `my\ app a.b=[ "x -- y" ] ` + dev0 + " -- z"},
+	} {
+		img := &Image{Unikraft: true, LibParams: true}
+		if got, err := img.cmdline(Options{Params: c.params, MMIO: slots(c.mmio)}); err != nil || got != c.want {
+			t.Errorf("%s: %v\n got %s\nwant %s", c.params, err, got, c.want)
+		}
+	}
+}
+
 func TestUnikraftCmdlineRefusals(t *testing.T) {
 	odd := slots(1)
 	odd[0].IRQ = 16

@@ -29,6 +29,7 @@ type Config struct {
 	Args    []string // the application's arguments
 	NoAuto  bool     // add no netdev.ip= or vfs.fstab= for Unikraft images
 	Raw     bool     // Params are a Linux guest's whole command line
+	Unnamed bool     // Params begin with word 0, for guests that have one
 	Disks   []Disk
 	Nets    []Net
 	Shares  []Share

@@ -109,6 +109,9 @@ func (l *loaded) load(cfg *Config) error {
 		CPUs: cfg.CPUs, Machine: cfg.Machine, Params: cfg.Params, Args: cfg.Args, Raw: cfg.Raw,
 		Name: filepath.Base(cfg.Image),
 	}
+	if cfg.Unnamed {
+		opts.Name = ""
+	}
 	if err := l.openImage(cfg, &opts); err != nil {
 		return err
 	}

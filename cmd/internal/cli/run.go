@@ -49,9 +49,11 @@ func run(args []string, stdout, stderr io.Writer, kernel kvm.Kernel) (int, error
 	fs.BoolVar(&asJSON, "json", false, "with --dry-run: print it as JSON")
 	fs.BoolVarP(&quiet, "quiet", "q", false, "no messages of gvmm's own, errors apart")
 	fs.StringVar(&level, "log-level", "warn", "gvmm's own messages: `debug|info|warn|error`")
+	fs.BoolVar(&cfg.Raw, "raw-append", false, "-a is the guest's whole command line, word 0 where it has one included: add no more than devices, as Firecracker does")
 	if help, err := parse(fs, args, finish); help || err != nil {
 		return vmm.StatusOK, err
 	}
+	cfg.Unnamed = cfg.Raw
 	switch {
 	case timeout < 0:
 		return 0, usageError{fmt.Errorf("--timeout %v: give a positive duration", timeout)}
