@@ -37,6 +37,9 @@ func (m *VM) createVM(sys *kvm.System) (*kvm.VM, error) {
 	if c.CET == cet.Require || c.CETPreset != "" || c.CETAudit != "" {
 		return nil, errors.New("CET: an arm64 processor has none: leave --cet, --cet-preset and --cet-audit out")
 	}
+	if c.SNP != nil {
+		return nil, errors.New("SEV-SNP: an arm64 processor has none: its confidential guests are realms (--realm)")
+	}
 	// The machine type is the number of address bits; RAM ends above all devices.
 	top := highestRAM + max(c.Memory, boot.DefaultMemoryLinux)
 	kind := max(bits.Len64(top-1), 32)
@@ -234,8 +237,11 @@ func (m *VM) createGIC(g *boot.GIC) error {
 // softGIC makes the interrupt controller in this program, for one vCPU: most
 // processors with a GICv3 have no GICv2 for guests (Documentation/virt/kvm/api.rst, 8.5).
 func (m *VM) softGIC(g *boot.GIC) error {
+	if m.plan.Platform.PMU {
+		return errors.New("gvmm's own takes no interrupts of performance monitors: leave --pmu out")
+	}
 	if len(m.cpus) > 1 || m.kvm.Check(kvm.CapARMUserIRQ) == 0 {
-		return errors.New("KVM here gives guests no gicv2, the only one the image knows; gvmm's own serves one vCPU: use -c 1")
+		return errors.New("gvmm's own serves one vCPU: use -c 1")
 	}
 	const vtimer, ptimer = 27, 30 // INTIDs
 	const input = 0               // of KVM_IRQ_LINE: that of the first vCPU itself
