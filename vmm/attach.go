@@ -11,8 +11,8 @@ import (
 	"github.com/gvmm/gvmm/devices/netdev"
 	"github.com/gvmm/gvmm/devices/ninep"
 	"github.com/gvmm/gvmm/devices/qcow2"
-	"github.com/gvmm/gvmm/devices/usernet"
 	"github.com/gvmm/gvmm/devices/virtio"
+	"github.com/gvmm/gvmm/internal/sibling"
 )
 
 // attachDevices creates the virtio devices in the order in which a guest finds
@@ -139,7 +139,7 @@ func (d Disk) format() (string, error) {
 }
 
 func (m *VM) attachNet(n Net) error {
-	mac := usernet.RandomMAC()
+	mac := netdev.RandomMAC()
 	if n.MAC != "" {
 		hw, err := net.ParseMAC(n.MAC)
 		if err != nil || len(hw) != len(mac) || hw[0]&1 != 0 {
@@ -147,19 +147,30 @@ func (m *VM) attachNet(n Net) error {
 		}
 		copy(mac[:], hw)
 	}
-	var backend netdev.Backend
-	var err error
-	if n.User {
-		backend, err = usernet.New(usernet.Config{MAC: mac, Forwards: n.Forwards})
-	} else {
-		backend, err = netdev.OpenTap(n.Tap)
-	}
+	backend, err := m.openNet(n, mac)
 	if err != nil {
 		return err
 	}
 	dev := virtio.NewNet(backend, mac)
 	m.closers = append(m.closers, backend)
 	return m.attach(dev)
+}
+
+func (m *VM) openNet(n Net, mac [6]byte) (netdev.Backend, error) {
+	switch {
+	case n.Backend != nil:
+		return n.Backend, nil
+	case n.Passt != "":
+		return netdev.OpenPasst(n.Passt)
+	case !n.User:
+		return netdev.OpenTap(n.Tap)
+	}
+	program, err := sibling.Find(netdev.UserProgram)
+	if err != nil {
+		return nil, err
+	}
+	return netdev.NewUser(program, netdev.UserConfig{MAC: mac, Forwards: n.Forwards, Guest: n.Guest, Gateway: n.Gateway},
+		func(err error) { m.log.Error("network", "err", err) })
 }
 
 func (m *VM) attachShare(s Share) error {

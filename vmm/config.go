@@ -5,11 +5,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 
 	"github.com/gvmm/gvmm/boot"
 	"github.com/gvmm/gvmm/cca"
 	"github.com/gvmm/gvmm/cet"
-	"github.com/gvmm/gvmm/devices/usernet"
+	"github.com/gvmm/gvmm/devices/netdev"
 	"github.com/gvmm/gvmm/sev"
 	"github.com/gvmm/gvmm/vmm/kvm"
 )
@@ -87,10 +88,18 @@ type Disk struct {
 
 // Net is a virtio-net device.
 type Net struct {
-	User     bool              // user network, no privileges needed; otherwise a tap
-	Forwards []usernet.Forward // host ports that lead to the guest, for a user network
-	Tap      string            // interface name; "" lets the kernel choose
-	MAC      string            // "" makes one up
+	User     bool             // user network, no privileges needed: the program gvmm-net, beside this one or in PATH
+	Forwards []netdev.Forward // host ports that lead to the guest, for a user network
+	Passt    string           // Unix socket of passt, unless ""
+	Tap      string           // interface name, without the above; "" lets the kernel choose
+	MAC      string           // "" makes one up
+	// Guest and Gateway are the addresses on a user network, both of one /24;
+	// zero: 10.0.2.15 and 10.0.2.2.
+	Guest, Gateway netip.Addr
+
+	// Backend is the caller's own network in the place of all that; it is closed
+	// with the VM. With usernet.New a user network is in this process.
+	Backend netdev.Backend
 }
 
 // Vsock is a virtio socket device: the guest's address, and the Unix socket

@@ -4,8 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"syscall"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,18 +13,7 @@ const tunDevice = "/dev/net/tun"
 
 // Tap is a [Backend] on a tap interface of the host (Linux
 // Documentation/networking/tuntap.rst).
-type Tap struct {
-	file *os.File
-	conn syscall.RawConn
-	name string
-
-	// One call of Receive and of Wait at a time: what their callbacks use.
-	buf      []byte
-	got      int
-	err      error
-	read     func(fd uintptr) bool
-	readable func(fd uintptr) bool
-}
+type Tap struct{ descriptor }
 
 // OpenTap attaches to the tap interface name, which is created when it does not
 // exist; an empty name has the kernel choose one. The interface is brought up.
@@ -58,7 +46,7 @@ func OpenTap(name string) (*Tap, error) {
 		_ = unix.Close(fd)
 		return fail("attach (TUNSETIFF)", err)
 	}
-	t := &Tap{name: ifr.Name()}
+	name = ifr.Name()
 	if err = unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, HeaderSize); err == nil {
 		err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, 0)
 	}
@@ -66,24 +54,13 @@ func OpenTap(name string) (*Tap, error) {
 		_ = unix.Close(fd)
 		return fail("set the packet header", err)
 	}
-	if err = linkUp(t.name); err != nil {
+	if err = linkUp(name); err != nil {
 		_ = unix.Close(fd)
 		return fail("bring the interface up", err)
 	}
-	// The interface is attached: only now may the file be polled.
-	t.file = os.NewFile(uintptr(fd), tunDevice)
-	if t.conn, err = t.file.SyscallConn(); err != nil {
-		_ = t.file.Close()
-		return fail("poll", err)
-	}
-	t.read = func(fd uintptr) bool {
-		t.got, t.err = ignoringEINTR(func() (int, error) { return unix.Read(int(fd), t.buf) })
-		return true
-	}
-	t.readable = func(fd uintptr) bool {
-		p := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := ignoringEINTR(func() (int, error) { return unix.Poll(p[:], 0) })
-		return n > 0 || err != nil
+	t := &Tap{} // the interface is attached: only now may the file be polled
+	if err := t.init(fd, "tap "+name); err != nil {
+		return nil, err
 	}
 	return t, nil
 }
@@ -115,17 +92,8 @@ func linkUp(name string) error {
 	return unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, ifr)
 }
 
-func ignoringEINTR(f func() (int, error)) (int, error) {
-	for {
-		n, err := f()
-		if !errors.Is(err, unix.EINTR) {
-			return n, err
-		}
-	}
-}
-
 // Name returns the name of the interface.
-func (t *Tap) Name() string { return t.name }
+func (t *Tap) Name() string { return strings.TrimPrefix(t.name, "tap ") }
 
 // Offloads implements [Backend].
 func (t *Tap) Offloads() Offloads { return Checksum | TSO4 | TSO6 }
@@ -147,7 +115,7 @@ func (t *Tap) SetOffloads(o Offloads) error {
 		return cerr
 	}
 	if err != nil {
-		return fmt.Errorf("tap %s: set offloads %#x: %w", t.name, arg, err)
+		return fmt.Errorf("%s: set offloads %#x: %w", t.name, arg, err)
 	}
 	return nil
 }
@@ -159,35 +127,4 @@ func (t *Tap) Send(pkt []byte) error {
 }
 
 // Receive implements [Backend].
-func (t *Tap) Receive(buf []byte) (int, error) {
-	t.buf = buf
-	err := t.conn.Read(t.read)
-	t.buf = nil
-	if err != nil {
-		return 0, t.closed(err)
-	}
-	switch {
-	case t.err == nil:
-		return t.got, nil
-	case errors.Is(t.err, unix.EAGAIN):
-		return 0, nil
-	default:
-		return 0, fmt.Errorf("tap %s: read: %w", t.name, t.err)
-	}
-}
-
-// Wait implements [Backend].
-func (t *Tap) Wait() error {
-	if err := t.conn.Read(t.readable); err != nil {
-		return t.closed(err)
-	}
-	return nil
-}
-
-// closed gives the poller's error the identity that is documented.
-func (t *Tap) closed(err error) error {
-	return fmt.Errorf("tap %s: %w (%w)", t.name, os.ErrClosed, err)
-}
-
-// Close implements [Backend].
-func (t *Tap) Close() error { return t.file.Close() }
+func (t *Tap) Receive(buf []byte) (int, error) { return t.receive(buf) }

@@ -7,9 +7,11 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"sync/atomic"
 	"time"
 
+	"github.com/gvmm/gvmm/devices/netdev"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
@@ -116,40 +118,31 @@ func (n *Network) copy(dst io.Writer, src io.Reader) error {
 	return err
 }
 
-// listen starts a forward.
-func (n *Network) listen(f Forward) error {
-	if !f.HostAddr.IsValid() {
-		f.HostAddr = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+// listen starts a forward on its socket, which is opened unless given.
+func (n *Network) listen(f netdev.Forward, sock *os.File) (err error) {
+	if sock == nil {
+		if sock, err = f.Listen(); err != nil {
+			return err
+		}
 	}
+	defer func() { _ = sock.Close() }() // what is made of it has a descriptor of its own
 	if !f.GuestAddr.IsValid() {
 		f.GuestAddr = n.guest
 	}
-	if !f.GuestAddr.Is4() || f.GuestPort == 0 {
-		return fmt.Errorf("forward %v: want a port and an IPv4 address of the guest", f)
-	}
-	at := netip.AddrPortFrom(f.HostAddr, f.HostPort)
 	to := netip.AddrPortFrom(f.GuestAddr, f.GuestPort)
-	var err error
-	switch f.Proto {
-	case "tcp":
-		var lc net.ListenConfig
-		lc.SetMultipathTCP(false) // costs start-up time
-		var l net.Listener
-		if l, err = lc.Listen(n.ctx, "tcp", at.String()); err == nil {
+	var l net.Listener
+	var c net.PacketConn
+	if f.Proto == "tcp" {
+		if l, err = net.FileListener(sock); err == nil {
 			n.forwards, n.addrs = append(n.forwards, l), append(n.addrs, l.Addr())
 			n.wg.Go(func() { n.accept(l.(*net.TCPListener), to) })
 		}
-	case "udp":
-		var c *net.UDPConn
-		if c, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(at)); err == nil {
-			n.forwards, n.addrs = append(n.forwards, c), append(n.addrs, c.LocalAddr())
-			n.wg.Go(func() { n.udpIn(c, to) })
-		}
-	default:
-		return fmt.Errorf("forward %v: protocol %q: want tcp or udp", f, f.Proto)
+	} else if c, err = net.FilePacketConn(sock); err == nil {
+		n.forwards, n.addrs = append(n.forwards, c), append(n.addrs, c.LocalAddr())
+		n.wg.Go(func() { n.udpIn(c.(*net.UDPConn), to) })
 	}
 	if err != nil {
-		return fmt.Errorf("forward %v: %w; choose another host port or end the program that has it", f, err)
+		return fmt.Errorf("forward %v: %w", f, err)
 	}
 	return nil
 }

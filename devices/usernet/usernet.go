@@ -15,7 +15,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -23,6 +22,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/gvmm/gvmm/devices/netdev"
 	"gvisor.dev/gvisor/pkg/log"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
@@ -46,19 +46,6 @@ const (
 
 const nicID tcpip.NICID = 1
 
-// Forward leads a port of the host to the guest.
-type Forward struct {
-	Proto     string     // "tcp" or "udp"
-	HostAddr  netip.Addr // the zero value is 127.0.0.1
-	HostPort  uint16     // 0 lets the host choose: see [Network.Addrs]
-	GuestAddr netip.Addr // the zero value is the address that DHCP gives out
-	GuestPort uint16
-}
-
-func (f Forward) String() string {
-	return fmt.Sprintf("%s %s to port %d", f.Proto, netip.AddrPortFrom(f.HostAddr, f.HostPort), f.GuestPort)
-}
-
 // Config describes a network.
 type Config struct {
 	// MAC is the guest's hardware address. Frames go there until the guest has
@@ -67,9 +54,14 @@ type Config struct {
 	// Prefix is the guest's network, at least 16 addresses; the zero value is
 	// 10.0.2.0/24. The gateway is its address 2, the name server 3, the guest 15.
 	Prefix netip.Prefix
+	// Guest and Gateway, if given, are these two addresses, and Prefix is their /24.
+	Guest, Gateway netip.Addr
 	// MTU is the largest IP packet, 576 to 65535 bytes; 0 is 1500.
 	MTU      int
-	Forwards []Forward
+	Forwards []netdev.Forward
+	// Sockets are the host's sides of the forwards where they are open already
+	// ([netdev.Forward.Listen]); New takes them over. Nil has it open them.
+	Sockets []*os.File
 	// Resolver answers the guest's name queries. The zero value is the first
 	// name server in the host's resolv.conf at the time of the query, or, when
 	// that cannot be read any more, at the start.
@@ -108,6 +100,9 @@ type Network struct {
 // New starts a network and listens on the host's side of its forwards at once:
 // connections that come before the guest serves the port wait for it.
 func New(cfg Config) (*Network, error) {
+	if cfg.Guest.IsValid() {
+		cfg.Prefix = netip.PrefixFrom(cfg.Guest, 24)
+	}
 	if !cfg.Prefix.IsValid() {
 		cfg.Prefix = netip.MustParsePrefix("10.0.2.0/24")
 	}
@@ -124,6 +119,15 @@ func New(cfg Config) (*Network, error) {
 		up: make(chan struct{}), alive: make(chan struct{})}
 	n.host, n.dns, n.guest = nth(n.prefix, 2), nth(n.prefix, 3), nth(n.prefix, 15)
 	n.broadcast = lastOf(n.prefix)
+	if cfg.Guest.IsValid() {
+		n.host, n.guest = cfg.Gateway, cfg.Guest
+		for i := byte(2); n.dns == n.host || n.dns == n.guest; i++ {
+			n.dns = nth(n.prefix, i)
+		}
+		if !n.prefix.Contains(n.host) || n.host == n.guest || n.host == n.broadcast || n.guest == n.broadcast {
+			return nil, fmt.Errorf("user network: guest %v, gateway %v: want two addresses of one /24", n.guest, n.host)
+		}
+	}
 	a := n.host.As4()
 	n.gatewayMAC = [6]byte{0x52, 0x55, a[0], a[1], a[2], a[3]}
 	n.setGuestMAC(cfg.MAC)
@@ -133,8 +137,12 @@ func New(cfg Config) (*Network, error) {
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 
 	n.link = newLink(n)
-	for _, f := range cfg.Forwards {
-		if err := n.listen(f); err != nil {
+	for i, f := range cfg.Forwards {
+		var sock *os.File
+		if i < len(cfg.Sockets) {
+			sock = cfg.Sockets[i]
+		}
+		if err := n.listen(f, sock); err != nil {
 			_ = n.Close()
 			return nil, fmt.Errorf("user network: %w", err)
 		}
@@ -293,10 +301,4 @@ func fromAddress(a tcpip.Address) netip.Addr { return netip.AddrFrom4(a.As4()) }
 
 func ipv4Any() tcpip.Subnet {
 	return tcpip.AddressWithPrefix{Address: tcpip.AddrFrom4([4]byte{}), PrefixLen: 0}.Subnet()
-}
-
-// RandomMAC returns a new locally administered unicast address.
-func RandomMAC() [6]byte {
-	r := rand.Uint32()
-	return [6]byte{0x52, 0x54, 0x00, byte(r), byte(r >> 8), byte(r >> 16)}
 }

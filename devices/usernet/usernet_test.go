@@ -171,7 +171,7 @@ func TestParallel(t *testing.T) {
 
 func TestForwardWaitsForGuest(t *testing.T) {
 	checkGoroutines(t)
-	n := newNetwork(t, Config{Forwards: []Forward{{Proto: "tcp", GuestPort: 80}}})
+	n := newNetwork(t, Config{Forwards: []netdev.Forward{{Proto: "tcp", GuestPort: 80}}})
 	addr := n.Addrs()[0].String()
 	type result struct {
 		got string
@@ -221,7 +221,7 @@ func TestForwardWaitsForGuest(t *testing.T) {
 
 // A client that goes away while it waits gives its place back.
 func TestForwardClientGone(t *testing.T) {
-	n := newNetwork(t, Config{Forwards: []Forward{{Proto: "tcp", GuestPort: 80}}})
+	n := newNetwork(t, Config{Forwards: []netdev.Forward{{Proto: "tcp", GuestPort: 80}}})
 	c, err := net.Dial("tcp", n.Addrs()[0].String())
 	if err != nil {
 		t.Fatal(err)
@@ -276,7 +276,7 @@ func TestForwardInUse(t *testing.T) {
 	}
 	defer func() { _ = l.Close() }()
 	port := l.Addr().(*net.TCPAddr).AddrPort().Port()
-	_, err = New(Config{Forwards: []Forward{{Proto: "tcp", HostPort: port, GuestPort: 80}}})
+	_, err = New(Config{Forwards: []netdev.Forward{{Proto: "tcp", HostPort: port, GuestPort: 80}}})
 	if !errors.Is(err, unix.EADDRINUSE) || !strings.Contains(err.Error(), fmt.Sprintf("127.0.0.1:%d", port)) {
 		t.Errorf("error %v", err)
 	}
@@ -285,7 +285,7 @@ func TestForwardInUse(t *testing.T) {
 func TestBadConfig(t *testing.T) {
 	for _, c := range []Config{
 		{MTU: 100}, {Prefix: netip.MustParsePrefix("10.0.2.0/28")}, {Prefix: netip.MustParsePrefix("fd00::/64")},
-		{Forwards: []Forward{{Proto: "sctp", GuestPort: 1}}}, {Forwards: []Forward{{Proto: "tcp"}}},
+		{Forwards: []netdev.Forward{{Proto: "sctp", GuestPort: 1}}}, {Forwards: []netdev.Forward{{Proto: "tcp"}}},
 	} {
 		if n, err := New(c); err == nil {
 			_ = n.Close()
@@ -358,7 +358,7 @@ func TestUDPFlowsAreBounded(t *testing.T) {
 
 func TestUDPForward(t *testing.T) {
 	checkGoroutines(t)
-	n := newNetwork(t, Config{Forwards: []Forward{{Proto: "udp", GuestPort: 53}}})
+	n := newNetwork(t, Config{Forwards: []netdev.Forward{{Proto: "udp", GuestPort: 53}}})
 	g := startGuest(t, n)
 	at := full(netip.AddrPortFrom(g.addr, 53))
 	s, err := gonetListenUDP(g, at)
@@ -606,7 +606,7 @@ func TestTarget(t *testing.T) {
 // Close ends what is in the middle of something.
 func TestCloseWhileBusy(t *testing.T) {
 	checkGoroutines(t)
-	n := newNetwork(t, Config{Forwards: []Forward{{Proto: "tcp", GuestPort: 80}, {Proto: "udp", GuestPort: 81}}})
+	n := newNetwork(t, Config{Forwards: []netdev.Forward{{Proto: "tcp", GuestPort: 80}, {Proto: "udp", GuestPort: 81}}})
 	g := startGuest(t, n)
 	served := make(chan bool)
 	to := hostTCP(t, n, func(c *net.TCPConn) {

@@ -15,7 +15,7 @@ import (
 
 	"github.com/gvmm/gvmm/boot"
 	"github.com/gvmm/gvmm/cet"
-	"github.com/gvmm/gvmm/devices/usernet"
+	"github.com/gvmm/gvmm/devices/netdev"
 	"github.com/gvmm/gvmm/sev"
 	"github.com/gvmm/gvmm/vmm"
 )
@@ -23,7 +23,7 @@ import (
 // machineFlags registers the flags that describe a machine and its image; run
 // and inspect share them. finish builds the configuration after parsing.
 func machineFlags(fs *pflag.FlagSet, cfg *vmm.Config) (finish func(args []string, dash int) error) {
-	var publish []usernet.Forward
+	var publish []netdev.Forward
 	var noRNG, rng bool
 	var machine, console, policy string
 	fs.VarP(parsed("SIZE", func(s string) (err error) { cfg.Memory, err = parseSize(s); return err }),
@@ -36,13 +36,13 @@ func machineFlags(fs *pflag.FlagSet, cfg *vmm.Config) (finish func(args []string
 		cfg.Disks = append(cfg.Disks, d)
 		return err
 	}), "disk", "d", "virtio-blk disk (repeatable)")
-	fs.VarP(parsed("user[,hostfwd=..]|tap[,if=NAME]|none[,mac=MAC]", func(s string) error {
+	fs.VarP(parsed("user[,hostfwd=..]|tap[,if=NAME]|passt,socket=PATH|none[,mac=MAC]", func(s string) error {
 		n, some, err := parseNet(s)
 		if some {
 			cfg.Nets = append(cfg.Nets, n)
 		}
 		return err
-	}), "net", "n", "virtio-net device (repeatable): user network, with hostfwd=tcp:ADDR:PORT-:PORT, or a tap interface")
+	}), "net", "n", "virtio-net device (repeatable): user network, with hostfwd=tcp:ADDR:PORT-:PORT, a tap interface, or passt")
 	fs.VarP(parsed("[ADDR:]HOSTPORT:GUESTPORT[/udp]", func(s string) error {
 		f, err := parsePublish(s)
 		publish = append(publish, f)
@@ -194,7 +194,7 @@ func parseBytes(s string, n int) ([]byte, error) {
 
 // addPublished gives the forwards of -p to the first user network, making one
 // where there is none.
-func addPublished(cfg *vmm.Config, publish []usernet.Forward) error {
+func addPublished(cfg *vmm.Config, publish []netdev.Forward) error {
 	if len(publish) == 0 {
 		return nil
 	}
@@ -298,9 +298,9 @@ func parseNet(s string) (n vmm.Net, some bool, err error) {
 	switch kind {
 	case "user":
 		n.User = true
-	case "tap", "none":
+	case "tap", "passt", "none":
 	default:
-		return n, false, fmt.Errorf("unknown network %q: give user, tap or none", kind)
+		return n, false, fmt.Errorf("unknown network %q: give user, tap, passt or none", kind)
 	}
 	for _, o := range opts {
 		key, val, _ := strings.Cut(o, "=")
@@ -309,6 +309,8 @@ func parseNet(s string) (n vmm.Net, some bool, err error) {
 			n.MAC = val
 		case key == "if" && kind == "tap":
 			n.Tap = val
+		case key == "socket" && kind == "passt":
+			n.Passt = val
 		case key == "hostfwd" && kind == "user":
 			f, err := parseHostForward(val)
 			if err != nil {
@@ -319,13 +321,16 @@ func parseNet(s string) (n vmm.Net, some bool, err error) {
 			return n, false, fmt.Errorf("unknown option %q for network %q", o, kind)
 		}
 	}
+	if kind == "passt" && n.Passt == "" {
+		return n, false, errors.New("passt: no socket: the form is passt,socket=PATH")
+	}
 	return n, kind != "none", nil
 }
 
 // parseHostForward reads QEMU's form: tcp|udp:[ADDR]:PORT-[GUESTADDR]:PORT.
-func parseHostForward(s string) (usernet.Forward, error) {
-	bad := func(why string) (usernet.Forward, error) {
-		return usernet.Forward{}, fmt.Errorf("hostfwd=%s: %s; the form is tcp:ADDR:PORT-:PORT", s, why)
+func parseHostForward(s string) (netdev.Forward, error) {
+	bad := func(why string) (netdev.Forward, error) {
+		return netdev.Forward{}, fmt.Errorf("hostfwd=%s: %s; the form is tcp:ADDR:PORT-:PORT", s, why)
 	}
 	proto, rest, ok := strings.Cut(s, ":")
 	if !ok || proto != "tcp" && proto != "udp" && proto != "" {
@@ -342,7 +347,7 @@ func parseHostForward(s string) (usernet.Forward, error) {
 	if err != nil {
 		return bad(err.Error())
 	}
-	f := usernet.Forward{Proto: proto, HostAddr: addr, HostPort: port}
+	f := netdev.Forward{Proto: proto, HostAddr: addr, HostPort: port}
 	guestAddr, guestPort, ok := cutLast(guest)
 	if !ok {
 		return bad("the guest's part is [ADDR]:PORT")
@@ -359,8 +364,8 @@ func parseHostForward(s string) (usernet.Forward, error) {
 }
 
 // parsePublish reads docker's form [ADDR:]HOSTPORT:GUESTPORT[/PROTO].
-func parsePublish(s string) (usernet.Forward, error) {
-	f := usernet.Forward{Proto: "tcp"}
+func parsePublish(s string) (netdev.Forward, error) {
+	f := netdev.Forward{Proto: "tcp"}
 	rest, proto, ok := strings.Cut(s, "/")
 	if ok {
 		f.Proto = proto

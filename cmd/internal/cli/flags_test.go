@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/gvmm/gvmm/devices/usernet"
+	"github.com/gvmm/gvmm/devices/netdev"
 	"github.com/gvmm/gvmm/vmm"
 
 	"github.com/gvmm/gvmm/vmm/kvm"
@@ -32,7 +32,7 @@ func TestMachineFlags(t *testing.T) {
 	want := vmm.Config{
 		Image: "image", Initrd: "r.cpio", Memory: 2 << 30, CPUs: 2, Machine: "auto", Params: `a b="c d"`, Args: []string{"-x", "y z"},
 		Disks: []vmm.Disk{{Path: "x.img", ReadOnly: true, Serial: "S1"}, {Path: "y.img", Format: "raw", Direct: true}},
-		Nets: []vmm.Net{{User: true, Forwards: []usernet.Forward{
+		Nets: []vmm.Net{{User: true, Forwards: []netdev.Forward{
 			{Proto: "udp", HostAddr: localhost, HostPort: 53, GuestPort: 5353},
 			{Proto: "tcp", HostAddr: localhost, HostPort: 8080, GuestPort: 80},
 			{Proto: "udp", HostAddr: netip.MustParseAddr("0.0.0.0"), HostPort: 2222, GuestPort: 22}}}},

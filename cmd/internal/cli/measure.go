@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/gvmm/gvmm/internal/sibling"
 	"github.com/gvmm/gvmm/sev"
 	"github.com/gvmm/gvmm/vmm"
 )
@@ -330,7 +331,7 @@ func readBounded(path string, limit int64) ([]byte, error) {
 // writeIDBlock has the ID block of a launch with the given digest signed, by the
 // verifier's program: private keys have no place in the monitor's.
 func (f *snpFlags) writeIDBlock(d sev.Digest) (*sev.KeyDigests, error) {
-	program, err := findVerifier()
+	program, err := sibling.Find(verifier)
 	if err != nil {
 		return nil, err
 	}
