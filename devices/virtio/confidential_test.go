@@ -60,6 +60,9 @@ func TestConfidential(t *testing.T) {
 		d.probe(FeatureVersion1 | FeatureAccessPlatform) // without rings: it has none to lose
 		d.reset()
 		r = newGuestRing(t, m.mem, ringAt, 64)
+		if d.prepare != nil {
+			d.prepare(r)
+		}
 		convert(ringAt, 0x1000, true)
 		d.probe(FeatureVersion1|FeatureAccessPlatform, r)
 		broken("private memory")

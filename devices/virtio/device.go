@@ -13,6 +13,7 @@ const (
 	FeatureIndirectDesc = 1 << 28
 	FeatureEventIdx     = 1 << 29
 	FeatureVersion1     = 1 << 32
+	FeaturePacked       = 1 << 34
 
 	// FeatureAccessPlatform is VIRTIO_F_ACCESS_PLATFORM: the driver lets the device at no memory
 	// but what the platform gives it. Devices of confidential guests need it.
@@ -149,7 +150,8 @@ func (s *Session) ConfigChanged() { s.t.configChanged() }
 type Chain struct {
 	Readable, Writable Buffers
 
-	head uint16
+	head    uint16
+	entries uint16 // of a packed ring
 }
 
 // Buffers is a list of byte slices taken as one run of bytes.

@@ -168,6 +168,90 @@ type guestRing struct {
 	size              uint16
 	desc, avail, used uint64
 	next, added, seen uint16
+
+	packed, eventIdx bool
+	wraps            [2]bool           // the driver's, and that of used descriptors
+	length           map[uint16]uint16 // entries of each chain in the ring
+}
+
+// makePacked turns an unused ring into a packed one; its parts keep their places.
+func (r *guestRing) makePacked() {
+	r.packed, r.wraps, r.length = true, [2]bool{true, true}, map[uint16]uint16{}
+	r.next, r.seen = 0, 0
+	r.put(r.desc, make([]byte, 16*uint64(r.size)))
+	r.put(r.avail, make([]byte, 4))
+	r.put(r.used, make([]byte, 4))
+}
+
+// ringFeatures has packed rings for all queues, or for none.
+func ringFeatures(features uint64, rings []*guestRing) uint64 {
+	for _, r := range rings {
+		if !r.packed {
+			return features &^ FeaturePacked
+		}
+	}
+	return features
+}
+
+// addPacked makes a request available in a packed ring: the flags of its first
+// descriptor come last.
+func (r *guestRing) addPacked(buffers []guestBuffer) uint16 {
+	head, first := r.next, uint16(0)
+	for i, b := range buffers {
+		flags := uint16(descUsed)
+		if r.wraps[0] {
+			flags = descAvail
+		}
+		if b.writable {
+			flags |= descWrite
+		}
+		if i < len(buffers)-1 {
+			flags |= descNext
+		}
+		at := r.desc + 16*uint64(r.next)
+		var d [14]byte
+		binary.LittleEndian.PutUint64(d[:], b.addr)
+		binary.LittleEndian.PutUint32(d[8:], b.len)
+		binary.LittleEndian.PutUint16(d[12:], head)
+		r.put(at, d[:])
+		if i == 0 {
+			first = flags
+		} else {
+			memory.Store16(r.word(at+14), flags)
+		}
+		if r.next++; r.next == r.size {
+			r.next, r.wraps[0] = 0, !r.wraps[0]
+		}
+	}
+	r.length[head] = uint16(len(buffers))
+	memory.Store16(r.word(r.desc+16*uint64(head)+14), first)
+	r.added++
+	return head
+}
+
+// takePacked is take for a packed ring.
+func (r *guestRing) takePacked() (id, written uint32, ok bool) {
+	at := r.desc + 16*uint64(r.seen)
+	used := func() bool {
+		flags := memory.Load16(r.word(at + 14))
+		return flags&descAvail != 0 == r.wraps[1] && flags&descUsed != 0 == r.wraps[1]
+	}
+	if !used() {
+		if r.eventIdx {
+			memory.Store16(r.word(r.avail), wrapped(r.seen, r.wraps[1]))
+			memory.Store16(r.word(r.avail+2), eventDesc)
+		}
+		memory.Fence()
+		if !used() {
+			return 0, 0, false
+		}
+	}
+	d := r.get(at, 14)
+	head := binary.LittleEndian.Uint16(d[12:])
+	if r.seen += r.length[head]; r.seen >= r.size {
+		r.seen, r.wraps[1] = r.seen-r.size, !r.wraps[1]
+	}
+	return uint32(head), binary.LittleEndian.Uint32(d[8:]), true
 }
 
 func newGuestRing(t testing.TB, mem *memory.Guest, at uint64, size uint16) *guestRing {
@@ -219,6 +303,9 @@ func (r *guestRing) offer(head uint16) {
 
 // add makes a request of direct descriptors available.
 func (r *guestRing) add(buffers ...guestBuffer) uint16 {
+	if r.packed {
+		return r.addPacked(buffers)
+	}
 	head := r.next
 	for i, b := range buffers {
 		var flags uint16
@@ -238,6 +325,9 @@ func (r *guestRing) add(buffers ...guestBuffer) uint16 {
 
 // take returns the next used entry. If there is none it asks for an interrupt.
 func (r *guestRing) take() (id, written uint32, ok bool) {
+	if r.packed {
+		return r.takePacked()
+	}
 	if memory.Load16(r.word(r.used+2)) == r.seen {
 		memory.Store16(r.word(r.avail+4+2*uint64(r.size)), r.seen)
 		memory.Fence()
@@ -260,9 +350,12 @@ type driver struct {
 	ack    func() uint8 // read and clear the interrupt status
 	status func() uint8
 	reset  func()
-	config func(offset uint64, width int) uint64
-	close  func() error
-	t      *transport
+	// prepare makes a ring what the driver will place; probe does it where
+	// nothing is added before.
+	prepare func(*guestRing)
+	config  func(offset uint64, width int) uint64
+	close   func() error
+	t       *transport
 }
 
 const fakeMMIO = 0xd0000000
@@ -281,6 +374,7 @@ func newMMIODriver(t testing.TB, m *fakeMachine, dev Device, report func(error))
 	return &driver{
 		name: "mmio",
 		probe: func(features uint64, rings ...*guestRing) {
+			features = ringFeatures(features, rings)
 			out(mmioStatus, 0)
 			out(mmioStatus, 3)
 			for i := uint64(0); i < 2; i++ {
@@ -355,6 +449,7 @@ func newLegacyDriver(t testing.TB, m *fakeMachine, dev Device, report func(error
 	return &driver{
 		name: "legacy",
 		probe: func(features uint64, rings ...*guestRing) {
+			features = ringFeatures(features, rings)
 			out(legacyStatus, 1, 0)
 			out(legacyStatus, 1, 3)
 			out(legacyAccepted, 4, in(legacyOffered, 4)&features)
@@ -407,6 +502,7 @@ func newModernDriver(t testing.TB, m *fakeMachine, dev Device, report func(error
 	dr := &driver{
 		name: "modern",
 		probe: func(features uint64, rings ...*guestRing) {
+			features = ringFeatures(features, rings)
 			out(commonStatus, 1, 0)
 			out(commonStatus, 1, 3)
 			for i := uint64(0); i < 2; i++ {
@@ -453,6 +549,24 @@ func newModernDriver(t testing.TB, m *fakeMachine, dev Device, report func(error
 	return dr
 }
 
+// packed is a driver that makes its rings packed ones.
+func packed(d *driver) *driver {
+	probe := d.probe
+	d.prepare = func(r *guestRing) {
+		if !r.packed && r.mem != nil {
+			r.makePacked()
+		}
+	}
+	d.probe = func(features uint64, rings ...*guestRing) {
+		for _, r := range rings {
+			d.prepare(r)
+			r.packed, r.eventIdx = true, features&FeatureEventIdx != 0
+		}
+		probe(features|FeaturePacked, rings...)
+	}
+	return d
+}
+
 // eachTransport runs a test on every transport, with notifications through
 // KVM's table and through the handlers.
 func eachTransport(t *testing.T, test func(t *testing.T, m *fakeMachine, attach func(Device, func(error)) *driver)) {
@@ -468,6 +582,12 @@ func eachTransport(t *testing.T, test func(t *testing.T, m *fakeMachine, attach 
 		},
 		"msix": func(t *testing.T, m *fakeMachine, d Device, r func(error)) *driver {
 			return newModernDriver(t, m, d, r, true)
+		},
+		"packed": func(t *testing.T, m *fakeMachine, d Device, r func(error)) *driver {
+			return packed(newMMIODriver(t, m, d, r))
+		},
+		"packed msix": func(t *testing.T, m *fakeMachine, d Device, r func(error)) *driver {
+			return packed(newModernDriver(t, m, d, r, true))
 		},
 	}
 	for name, kind := range kinds {

@@ -106,7 +106,7 @@ func testNineP(t *testing.T, m *fakeMachine, attach func(Device, func(error)) *d
 	d.kick(0)
 	for range 2 {
 		var n uint32
-		m.await(t, "empty reply", func() (ok bool) { _, n, ok = r.take(); return ok })
+		m.await(t, "empty reply", func() (ok bool) { d.ack(); _, n, ok = r.take(); return ok })
 		d.ack()
 		if n != 0 {
 			t.Errorf("%d bytes written where there was no room", n)

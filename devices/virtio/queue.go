@@ -26,8 +26,8 @@ const (
 // also the most the host takes in one vectored read or write (IOV_MAX).
 const maxChain = 1024
 
-// Queue is the device's side of a split virtqueue (virtio 1.3 2.7). Only the
-// Serve call for its queue may use it.
+// Queue is the device's side of a virtqueue, split (virtio 1.3 2.7) or packed
+// (2.8, packed.go). Only the Serve call for its queue may use it.
 //
 // A driver's mistake (bad address, loop, wrong order) breaks the queue: the
 // driver is told through DEVICE_NEEDS_RESET and Pop returns false from then on.
@@ -37,10 +37,15 @@ type Queue struct {
 	desc, avail, used []byte
 	indirect          bool
 	eventIdx          bool
+	packed            bool
+	availWrap         bool // wrap counters of a packed ring
+	usedWrap          bool
 
-	nextAvail uint16 // free-running index of the next available entry
-	nextUsed  uint16 // free-running index of the next used entry
-	published uint16 // value of the used index that the driver sees
+	// Free-running indices of a split ring; of a packed one, places in it.
+	nextAvail uint16
+	nextUsed  uint16
+	pushed    uint32 // entries of a packed ring since the last flush
+	published uint16 // the value of nextUsed at the last interrupt that was thought of
 	noNotify  bool   // notifications switched off by flag (no event index)
 	broken    bool
 
@@ -59,6 +64,9 @@ type ring struct {
 // open makes the ring's three parts usable, or says what is wrong with them
 // (virtio 1.3 2.7: alignments 16, 2 and 4).
 func (q *Queue) open(mem *memory.Guest, r ring, features uint64) error {
+	if features&FeaturePacked != 0 {
+		return q.openPacked(mem, r, features)
+	}
 	if r.size == 0 || r.size&(r.size-1) != 0 {
 		return fmt.Errorf("queue size %d is not a power of two", r.size)
 	}
@@ -99,6 +107,9 @@ func (q *Queue) Pop(c *Chain) bool {
 	c.Readable, c.Writable = c.Readable[:0], c.Writable[:0]
 	if q.size == 0 || q.broken || q.halt.Load() {
 		return false
+	}
+	if q.packed {
+		return q.popPacked(c)
 	}
 	n := q.pending()
 	if n == 0 {
@@ -149,35 +160,18 @@ func (q *Queue) walk(c *Chain) error {
 		flags, next := binary.LittleEndian.Uint16(d[12:]), binary.LittleEndian.Uint16(d[14:])
 		if flags&descIndirect != 0 {
 			// 2.7.5.3.1: only when negotiated, not nested, last of its chain.
-			switch {
-			case !q.indirect:
-				return errors.New("indirect descriptor without VIRTIO_F_INDIRECT_DESC")
-			case inTable:
+			if inTable {
 				return errors.New("indirect descriptor inside an indirect table")
-			case flags&descNext != 0:
-				return errors.New("indirect descriptor with a successor")
-			case size == 0 || size%descBytes != 0 || size > maxChain*descBytes:
-				return fmt.Errorf("indirect table of %d bytes", size)
 			}
-			t, err := q.mem.Slice(memory.GPA(addr), uint64(size))
+			t, err := q.indirectTable(addr, size, flags)
 			if err != nil {
-				return fmt.Errorf("indirect table: %w", err)
+				return err
 			}
 			table, inTable, entries, i = t, true, size/descBytes, 0
 			continue
 		}
-		if size > 0 {
-			b, err := q.mem.Slice(memory.GPA(addr), uint64(size))
-			if err != nil {
-				return fmt.Errorf("descriptor %d: %w", i, err)
-			}
-			if flags&descWrite != 0 {
-				c.Writable = append(c.Writable, b)
-			} else if len(c.Writable) > 0 {
-				return fmt.Errorf("descriptor %d: readable behind writable", i)
-			} else {
-				c.Readable = append(c.Readable, b)
-			}
+		if err := q.addBuffer(c, i, addr, size, flags); err != nil {
+			return err
 		}
 		if flags&descNext == 0 {
 			return nil
@@ -187,10 +181,51 @@ func (q *Queue) walk(c *Chain) error {
 	return fmt.Errorf("descriptor chain loops or has more than %d entries", maxChain)
 }
 
+// indirectTable returns the table that an indirect descriptor names (2.7.5.3.1:
+// only when negotiated, not nested, last of its chain).
+func (q *Queue) indirectTable(addr uint64, size uint32, flags uint16) ([]byte, error) {
+	switch {
+	case !q.indirect:
+		return nil, errors.New("indirect descriptor without VIRTIO_F_INDIRECT_DESC")
+	case flags&descNext != 0:
+		return nil, errors.New("indirect descriptor with a successor")
+	case size == 0 || size%descBytes != 0 || size > maxChain*descBytes:
+		return nil, fmt.Errorf("indirect table of %d bytes", size)
+	}
+	t, err := q.mem.Slice(memory.GPA(addr), uint64(size))
+	if err != nil {
+		return nil, fmt.Errorf("indirect table: %w", err)
+	}
+	return t, nil
+}
+
+// addBuffer adds the buffer of descriptor i to a chain.
+func (q *Queue) addBuffer(c *Chain, i uint32, addr uint64, size uint32, flags uint16) error {
+	if size == 0 {
+		return nil
+	}
+	b, err := q.mem.Slice(memory.GPA(addr), uint64(size))
+	if err != nil {
+		return fmt.Errorf("descriptor %d: %w", i, err)
+	}
+	if flags&descWrite != 0 {
+		c.Writable = append(c.Writable, b)
+	} else if len(c.Writable) > 0 {
+		return fmt.Errorf("descriptor %d: readable behind writable", i)
+	} else {
+		c.Readable = append(c.Readable, b)
+	}
+	return nil
+}
+
 // Push gives the request in c back with the number of bytes that were written
 // to its Writable buffers. The driver sees it at the next Flush.
 func (q *Queue) Push(c *Chain, written uint32) {
 	if q.size == 0 || q.broken {
+		return
+	}
+	if q.packed {
+		q.pushPacked(c, written)
 		return
 	}
 	e := q.used[4+usedBytes*int(q.nextUsed&(q.size-1)):][:usedBytes]
@@ -203,6 +238,10 @@ func (q *Queue) Push(c *Chain, written uint32) {
 // for that (virtio 1.3 2.7.7.2). It runs after every Serve; Serve calls it before
 // something slow.
 func (q *Queue) Flush() {
+	if q.packed {
+		q.flushPacked()
+		return
+	}
 	if q.nextUsed == q.published {
 		return
 	}

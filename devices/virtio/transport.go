@@ -67,7 +67,7 @@ func interruptBit(source int) uint8 {
 // the reason when the device needs a reset; it must not block.
 func (t *transport) open(m devices.Machine, dev Device, irq interrupter, report func(error)) error {
 	t.dev, t.mem, t.irq, t.report = dev, m.Memory(), irq, report
-	t.offered = dev.Features() | FeatureIndirectDesc | FeatureEventIdx | FeatureVersion1
+	t.offered = dev.Features() | FeatureIndirectDesc | FeatureEventIdx | FeatureVersion1 | FeaturePacked
 	if t.mem.Confidential() {
 		t.offered |= FeatureAccessPlatform
 	}

@@ -28,6 +28,9 @@ func TestTransportLife(t *testing.T) {
 		for round := range 3 {
 			r := newGuestRing(t, m.mem, ringAt, 64)
 			if round == 1 {
+				if d.prepare != nil {
+					d.prepare(r)
+				}
 				r.add(guestBuffer{dataAt, 7, false}) // before DRIVER_OK, never notified
 			}
 			d.probe(FeatureVersion1|FeatureEventIdx, r)
