@@ -55,7 +55,7 @@ func (m *VM) attachDevices() error {
 		}
 	}
 	if m.cfg.Balloon {
-		m.balloon = virtio.NewBalloon(m.mem.Size())
+		m.balloon = virtio.NewBalloon(m.cfg.Memory)
 		if err := m.attach(m.balloon); err != nil {
 			return fmt.Errorf("--balloon: %w", err)
 		}

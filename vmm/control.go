@@ -4,6 +4,7 @@ package vmm
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"time"
 
@@ -35,7 +36,7 @@ func (c controlled) Status(counters bool) control.Status {
 	m := c.VM
 	s := control.Status{
 		Name: m.cfg.Name, PID: os.Getpid(), State: control.Running, Image: m.cfg.Image, Machine: string(m.plan.Machine),
-		CPUs: len(m.cpus), Memory: m.mem.Size(),
+		CPUs: len(m.cpus), Memory: m.cfg.Memory,
 	}
 	if at := m.started.Load(); at != nil {
 		s.Uptime = time.Since(*at).Milliseconds()
@@ -71,6 +72,32 @@ func (c controlled) SetBalloon(bytes uint64) error {
 		return errors.New("the VM has no balloon: start it with --balloon")
 	}
 	return c.balloon.SetTarget(bytes)
+}
+
+// Debug implements [control.VM].
+func (c controlled) Debug(d control.Debug) (dump string, err error) {
+	if d.Dump || d.NMI != nil {
+		if c.state.Load() == running {
+			c.Pause()
+			defer c.Resume()
+		}
+		for _, v := range c.cpus {
+			if d.Dump {
+				dump += v.dump()
+			}
+		}
+		if n := d.NMI; n != nil && (*n < 0 || *n >= len(c.cpus)) {
+			return dump, fmt.Errorf("vCPU %d: there are %d", *n, len(c.cpus))
+		} else if n != nil {
+			err = c.cpus[*n].NMI()
+		}
+	}
+	if d.SysRq != "" && c.sysrq == nil {
+		return dump, errors.New("the guest's console is no serial port that takes a break")
+	} else if d.SysRq != "" {
+		c.sysrq(d.SysRq[0])
+	}
+	return dump, err
 }
 
 // Console implements [control.VM].
