@@ -30,7 +30,7 @@ const (
 	mcrLoop = 0x10
 	mcrOut2 = 0x08
 
-	lsrData, lsrOverrun, lsrTHRE, lsrIdle = 1, 2, 0x20, 0x40
+	lsrData, lsrOverrun, lsrBreak, lsrTHRE, lsrIdle = 1, 2, 0x10, 0x20, 0x40
 
 	msrReady = 0xb0 // carrier, data set ready, clear to send
 
@@ -51,6 +51,7 @@ type Serial struct {
 	overrun            bool
 	thre               bool // a "transmitter empty" interrupt is due
 	one                [1]byte
+	brk                int // bytes of rx in front of a break, and one; 0: none
 }
 
 // typed is input that waits for the guest, and the lock of the port it belongs to.
@@ -108,6 +109,7 @@ func (s *Serial) read(offset uint64) uint8 {
 		if s.lcr&lcrDLAB != 0 {
 			return s.dll
 		}
+		s.brk = max(0, s.brk-1)
 		return s.next()
 	case uartIER:
 		if s.lcr&lcrDLAB != 0 {
@@ -131,6 +133,9 @@ func (s *Serial) read(offset uint64) uint8 {
 		v := uint8(lsrTHRE | lsrIdle)
 		if len(s.rx) > 0 {
 			v |= lsrData
+		}
+		if s.brk == 1 {
+			v |= lsrBreak
 		}
 		if s.overrun {
 			v |= lsrOverrun
@@ -175,7 +180,7 @@ func (s *Serial) write(offset uint64, b uint8) {
 	case uartIIR:
 		s.fifo = b&fcrEnable != 0
 		if b&fcrClearRX != 0 {
-			s.rx = nil
+			s.rx, s.brk = nil, 0
 			s.room.Signal()
 		}
 	case uartLCR:
@@ -184,6 +189,17 @@ func (s *Serial) write(offset uint64, b uint8) {
 		s.mcr = b & 0x1f
 	case uartScratch:
 		s.scr = b
+	}
+}
+
+// SysRq sends a break and a key behind what is typed already: Linux' magic SysRq.
+func (s *Serial) SysRq(key byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.rx)+2 <= rxLimit && s.brk == 0 {
+		s.brk = len(s.rx) + 1
+		s.rx = append(s.rx, 0, key)
+		s.update()
 	}
 }
 

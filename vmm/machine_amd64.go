@@ -60,7 +60,7 @@ func (m *VM) createPlatform() error {
 	}
 	serial := devices.NewSerial(m.watch, com1)
 	m.serial = serial
-	m.input = serial.Input
+	m.input, m.sysrq = serial.Input, serial.SysRq
 	m.closers = append(m.closers, closeFunc(serial.Close))
 	keyboard := devices.NewI8042(m.guestEnd)
 	keyboard.Absent = m.plan.Firmware != nil

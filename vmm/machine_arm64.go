@@ -280,12 +280,16 @@ func (m *VM) createUART(p *boot.Platform, i int) error {
 	if i == 0 {
 		out = m.watch
 	}
-	var port uart = devices.NewSerial(out, line)
+	serial := devices.NewSerial(out, line)
+	var port uart = serial
 	if p.UART == boot.PL011 {
 		port = devices.NewPL011(out, line)
 	}
 	if i == 0 {
 		m.input = port.Input
+		if p.UART != boot.PL011 {
+			m.sysrq = serial.SysRq
+		}
 	}
 	m.closers = append(m.closers, closeFunc(port.Close))
 	return m.mmio.Add("serial port", uint64(u.Base), u.Size, port)

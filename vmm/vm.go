@@ -44,6 +44,7 @@ type VM struct {
 	balloon *virtio.Balloon // nil for none
 	started atomic.Pointer[time.Time]
 	input   func([]byte) bool // console input; false once the console is closed
+	sysrq   func(key byte)    // a break and a key on the first serial port, if that can be
 
 	explain func(*Outcome) // adds to what is known of a crash, unless nil
 

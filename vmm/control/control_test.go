@@ -54,6 +54,13 @@ func (f *fake) SetBalloon(n uint64) error {
 	return nil
 }
 
+func (f *fake) Debug(d Debug) (string, error) {
+	if d.NMI != nil {
+		return "", fmt.Errorf("no vCPU %d", *d.NMI)
+	}
+	return d.SysRq + "!", nil
+}
+
 func (f *fake) Console() (*Attachment, error) {
 	return f.console.Attach(func(p []byte) bool { f.typed <- string(p); return true }), nil
 }
@@ -99,13 +106,18 @@ func TestRequests(t *testing.T) {
 	if r, err := do(Request{Op: OpStats}); err != nil || r.Status.State != Running || len(r.Status.Stats.Exits) != 2 {
 		t.Error(r, err)
 	}
+	if r, err := do(Request{Op: OpDebug, Debug: &Debug{SysRq: "h"}}); err != nil || r.Dump != "h!" {
+		t.Error(r, err)
+	}
+	two := 2
 	if _, err := do(Request{Op: OpBalloon, MiB: 3}); err != nil || vm.balloon != 3<<20 {
 		t.Error(vm.balloon, err)
 	}
 	for _, c := range []struct {
 		q   Request
 		say string
-	}{{Request{Op: OpBalloon, MiB: 1}, "no balloon"}, {Request{Op: OpBalloon, MiB: -1}, "-1 MiB"}, {Request{Op: "dance"}, `unknown request "dance"`}} {
+	}{{Request{Op: OpBalloon, MiB: 1}, "no balloon"}, {Request{Op: OpBalloon, MiB: -1}, "-1 MiB"},
+		{Request{Op: OpDebug}, "say what"}, {Request{Op: OpDebug, Debug: &Debug{NMI: &two}}, "no vCPU 2"}, {Request{Op: "dance"}, `unknown request "dance"`}} {
 		if _, err := do(c.q); err == nil || !strings.Contains(err.Error(), c.say) {
 			t.Errorf("%+v: %v", c.q, err)
 		}

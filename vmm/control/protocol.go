@@ -20,18 +20,30 @@ const (
 	OpResume  Op = "resume"  //
 	OpBalloon Op = "balloon" // set the size of the balloon
 	OpConsole Op = "console" // the connection becomes the console
+	OpDebug   Op = "debug"   // look at vCPUs, poke the guest
 )
 
 // Request is one line from a client.
 type Request struct {
 	Op  Op  `json:"op"`
 	MiB int `json:"mib,omitempty"` // of a balloon
+
+	Debug *Debug `json:"debug,omitempty"`
+}
+
+// Debug is what a debug request is to do, in this order. The vCPUs stand still
+// for the first two.
+type Debug struct {
+	Dump  bool   `json:"dump,omitempty"`  // describe every vCPU
+	NMI   *int   `json:"nmi,omitempty"`   // inject an NMI into this one
+	SysRq string `json:"sysrq,omitempty"` // send a break and this key on the serial console
 }
 
 // Reply is one line to a client. Error is "" if what was asked was done.
 type Reply struct {
 	Error  string  `json:"error,omitempty"`
 	Status *Status `json:"status,omitempty"` // to status and stats
+	Dump   string  `json:"dump,omitempty"`   // to debug
 }
 
 // State is whether a VM runs.

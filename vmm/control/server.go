@@ -22,6 +22,7 @@ type VM interface {
 	Resume()
 	Terminate() // as SIGTERM does
 	SetBalloon(bytes uint64) error
+	Debug(d Debug) (dump string, err error)
 	Console() (*Attachment, error)
 }
 
@@ -160,6 +161,14 @@ func (s *Server) answer(q Request) (Reply, *Attachment) {
 			return Reply{Error: fmt.Sprintf("balloon of %d MiB", q.MiB)}, nil
 		}
 		return failed(s.vm.SetBalloon(uint64(q.MiB) << 20)), nil
+	case OpDebug:
+		if q.Debug == nil || len(q.Debug.SysRq) > 1 {
+			return Reply{Error: "debug: say what, and at most one key"}, nil
+		}
+		dump, err := s.vm.Debug(*q.Debug)
+		r := failed(err)
+		r.Dump = dump
+		return r, nil
 	case OpConsole:
 		a, err := s.vm.Console()
 		return failed(err), a

@@ -115,6 +115,7 @@ const (
 	nrSetMPState          = 0x99
 	nrSetGuestDebug       = 0x9b
 	nrSetDebugRegs        = 0xa2
+	nrNMI                 = 0x9a
 	nrGetTSCKHz           = 0xa3
 	nrEnableCap           = 0xa3
 	nrGetXSave            = 0xa4

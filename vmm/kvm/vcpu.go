@@ -95,6 +95,12 @@ func (c *VCPU) Kick() {
 // Unkick lets Run enter the guest again after a Kick.
 func (c *VCPU) Unkick() { c.shared[offImmediateExit] = 0 }
 
+// NMI injects a non-maskable interrupt (KVM_NMI). The vCPU must not be in Run.
+func (c *VCPU) NMI() error {
+	_, err := c.call("KVM_NMI", nrNMI, 0)
+	return err
+}
+
 // ExitReason returns why Run returned.
 func (c *VCPU) ExitReason() uint32 { return binary.LittleEndian.Uint32(c.shared[offExitReason:]) }
 
