@@ -14,6 +14,7 @@ all: build
 
 build: ## the programs, static, in bin/
 	$(GO) build -trimpath -ldflags='$(LDFLAGS)' -o $(BIN)/ ./cmd/...
+	ln -sf gvmm $(BIN)/lkvm
 
 guests: ## our own small guests, built from source with gcc
 	$(MAKE) -C integration/guests
