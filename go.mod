@@ -5,6 +5,7 @@ go 1.26.3
 require (
 	github.com/bobuhiro11/gokvm v0.0.8-0.20231003020000-f53faca69d28
 	github.com/fxamacker/cbor/v2 v2.10.0
+	github.com/klauspost/compress v1.18.0
 	github.com/spf13/pflag v1.1.0
 	github.com/u-root/u-root v0.16.0
 	github.com/veraison/go-cose v1.3.0

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/klauspost/compress/zstd"
+
 	"github.com/gvmm/gvmm/devices/virtio"
 )
 
@@ -416,7 +418,16 @@ func (m *Image) unpack(d uint64) ([]byte, error) {
 		raw, off, n = append(raw, b...), off+uint64(len(b)), n-uint64(len(b))
 	}
 	data := make([]byte, m.cluster())
-	if _, err := io.ReadFull(flate.NewReader(bytes.NewReader(raw)), data); err != nil {
+	var from io.Reader = flate.NewReader(bytes.NewReader(raw))
+	if m.zstd {
+		z, err := zstd.NewReader(bytes.NewReader(raw), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(1<<maxClusterBits), zstd.WithDecoderLowmem(true))
+		if err != nil {
+			return nil, fmt.Errorf("packed cluster %#x: %w", d, err)
+		}
+		defer z.Close()
+		from = z
+	}
+	if _, err := io.ReadFull(from, data); err != nil {
 		return nil, fmt.Errorf("packed cluster %#x: %w", d, err)
 	}
 	m.packed = packed{d, data}

@@ -1,6 +1,6 @@
 // Package qcow2 reads and writes disk images in QEMU's format (QEMU
-// docs/interop/qcow2.txt, versions 2 and 3): backing files, zlib-compressed
-// clusters, internal snapshots beside the active state, refcounts of every
+// docs/interop/qcow2.txt, versions 2 and 3): backing files, packed clusters
+// of both kinds, internal snapshots beside the active state, refcounts of every
 // width. It does not create, check or repair images: qemu-img does.
 //
 // # Never a byte lost

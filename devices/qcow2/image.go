@@ -28,7 +28,7 @@ const (
 
 	offAutoclear      = 88
 	extBackingFormat  = 0xe2792aca
-	compressionZlib   = 0
+	compressionZstd   = 1 // 0 is zlib
 	offRefcountHeader = 48 // table offset u64, clusters u32
 )
 
@@ -38,6 +38,7 @@ type Image struct {
 	path     string
 	readOnly bool
 	version  uint32
+	zstd     bool // packed clusters are zstd's, not zlib's
 
 	size    uint64 // bytes of the disk
 	bits    uint   // of a cluster
@@ -99,8 +100,10 @@ func (m *Image) load(direct bool, depth int) (err error) {
 		if head < headerV3 || head > len(h) {
 			return fmt.Errorf("header of %d bytes", head)
 		}
-		if incompatible&incompatCompression != 0 && head > headerV3 && h[headerV3] != compressionZlib {
-			return errors.New("its clusters are compressed with zstd: convert it with `qemu-img convert -O qcow2 -o compression_type=zlib`")
+		if incompatible&incompatCompression != 0 && head > headerV3 {
+			if m.zstd = h[headerV3] == compressionZstd; h[headerV3] > compressionZstd {
+				return fmt.Errorf("its clusters are compressed in way %d: zlib and zstd are known", h[headerV3])
+			}
 		}
 	case m.version != 2:
 		return fmt.Errorf("qcow version %d: 2 and 3 are known (`qemu-img convert -O qcow2` makes one)", m.version)
