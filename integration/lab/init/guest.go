@@ -30,6 +30,8 @@ func guest(steps []string) error {
 			what, err = raw(arg)
 		case "share":
 			what, err = share(arg)
+		case "root":
+			err = root(arg)
 		case "dhcp":
 			what, err = dhcp(arg)
 		case "get":
@@ -71,6 +73,21 @@ func share(tag string) (string, error) {
 		return "", fmt.Errorf("mount: %w", err)
 	}
 	return readWrite("/share")
+}
+
+// root makes a 9p share the root file system, and kvmtool's init the first process.
+func root(tag string) error {
+	const dir, program = "/root", "/virt/init"
+	if err := unix.Mount(tag, mkdir(dir), "9p", 0, "trans=virtio,version=9p2000.L,cache=loose"); err != nil {
+		return fmt.Errorf("mount: %w", err)
+	}
+	if err := os.Chdir(dir); err != nil {
+		return err
+	}
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return err
+	}
+	return errors.Join(unix.Chroot("."), unix.Exec(program, []string{program}, os.Environ()))
 }
 
 // cet tells what of CET this processor has, and what becomes of a program that
