@@ -37,8 +37,8 @@ type VM struct {
 	archVM
 	cpus []*vcpu
 
-	devs    []device    // in the order they were attached
-	closers []io.Closer // closed after the devices, last first
+	devs    []device         // in the order they were attached
+	closers []io.Closer      // closed after the devices, last first
 	console *control.Console // the guest's output, and who else looks on
 	watch   *crashWatch
 	balloon *virtio.Balloon // nil for none
