@@ -14,6 +14,7 @@ all: build
 
 build: ## the programs, static, in bin/
 	$(GO) build -trimpath -ldflags='$(LDFLAGS)' -o $(BIN)/ ./cmd/...
+	ln -sf gvmm-firecracker $(BIN)/firecracker # what kraft and Firecracker's SDK call
 	ln -sf gvmm $(BIN)/lkvm
 
 guests: ## our own small guests, built from source with gcc
