@@ -28,7 +28,7 @@ const (
 
 	offAutoclear      = 88
 	extBackingFormat  = 0xe2792aca
-	compressionZstd   = 1 // 0 is zlib
+	compressionZstd   = 1  // 0 is zlib
 	offRefcountHeader = 48 // table offset u64, clusters u32
 )
 
