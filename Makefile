@@ -41,6 +41,7 @@ unit: ## packages by themselves, without labs
 
 integration: guests ## gvmm end to end: on this machine's KVM and in the x86 lab
 	$(GO) test -timeout 40m ./integration/...
+	cd integration/fcsdk && $(GO) test . # Firecracker's Go SDK, in a module of its own
 
 bench: build guests ## the promises of docs/performance.md, measured here
 	$(GO) run ./integration/bench
