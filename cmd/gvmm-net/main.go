@@ -73,7 +73,11 @@ func carry(to, from netdev.Backend) {
 // confine takes from the process what it never needs: new privileges, writing
 // to files, being looked into by the user's other processes.
 func confine() error {
-	if _, _, e := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0); e != 0 {
+	_, _, e := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0)
+	if e == unix.ENOTSUP { // built with cgo, whose threads Go does not reach: this one, then
+		_, _, e = syscall.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0)
+	}
+	if e != 0 {
 		return fmt.Errorf("give up new privileges: %w", e)
 	}
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
