@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"net/netip"
 
 	"github.com/gvmm/gvmm/boot"
@@ -143,6 +144,8 @@ func (c *Config) check() error {
 		return fmt.Errorf("--cpus %d: give 1 to %d", c.CPUs, MaxCPUs)
 	case c.Memory%4096 != 0:
 		return fmt.Errorf("--memory %d: not a whole number of 4 KiB pages", c.Memory)
+	case !slices.Contains([]boot.IRQChip{"", boot.GICv2, boot.GICv3, boot.GICv3ITS}, c.ARM64.IRQChip):
+		return fmt.Errorf("--irqchip %q: give gicv2, gicv3 or gicv3-its", c.ARM64.IRQChip)
 	case c.Console != SerialConsole && c.Console != VirtioConsole:
 		return fmt.Errorf("--console %q: give serial or virtio", c.Console)
 	}
