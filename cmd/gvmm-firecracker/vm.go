@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -81,7 +82,7 @@ func (m *machine) ready() error {
 		select {
 		case <-m.done:
 			if m.code == 125 || m.code == 126 { // of gvmm run: it could not start, the host lacks something
-				return errors.New(m.last)
+				return errors.New(cmp.Or(m.last, "gvmm says nothing"))
 			}
 			return nil // it was quick
 		case <-poll.C:
