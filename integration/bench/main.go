@@ -62,6 +62,8 @@ func bench(ctx context.Context, runs int, inLab bool, images []string) error {
 		return err
 	} else if err := idleMemory(t); err != nil {
 		return err
+	} else if err := firecrackerAPI(t, runs); err != nil {
+		return err
 	}
 	if err := binarySize(t); err != nil {
 		return err
