@@ -3,6 +3,7 @@ package fcsdk
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	firecracker "github.com/firecracker-microvm/firecracker-go-sdk"
 	"github.com/firecracker-microvm/firecracker-go-sdk/client/models"
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 
 	"github.com/gvmm/gvmm/integration/lab"
 )
@@ -247,5 +249,46 @@ func TestKraft(t *testing.T) {
 	b, err := os.ReadFile(out.Name())
 	if err != nil || !strings.Contains(string(b), `demo.linux vfs.fstab=[ "initrd0:/:extract::ramfs=1:" ] -- hello world`) || !strings.Contains(string(b), "Good night.") {
 		t.Errorf("machine.log: %v\n%s", err, b)
+	}
+}
+
+// TestKill kills either process of a VM; nothing is left running.
+func TestKill(t *testing.T) {
+	for _, front := range []bool{true, false} {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		v := newVM(ctx, t, "exits.linux", firecracker.Config{KernelArgs: "how=spin"})
+		if err := v.Start(ctx); err != nil {
+			t.Fatal(err)
+		}
+		v.console.expect(ctx, t, ">")
+		pid, err := v.PID()
+		if err != nil {
+			t.Fatal(err)
+		}
+		gvmm := 0
+		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+		for _, path := range threads {
+			b, _ := os.ReadFile(path)
+			_, _ = fmt.Sscan(string(b), &gvmm)
+		}
+		fd, err := unix.PidfdOpen(gvmm, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		victim := gvmm
+		if front {
+			victim = pid
+		}
+		if err := unix.Kill(victim, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		if err := v.Wait(ctx); err == nil {
+			t.Errorf("killed (front %t), it ended in order", front)
+		}
+		if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10000); n != 1 {
+			t.Errorf("killed (front %t), gvmm still runs: %v", front, err)
+		}
+		_ = unix.Close(fd)
 	}
 }
