@@ -15,6 +15,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/gvmm/gvmm/sev"
 	"github.com/gvmm/gvmm/sev/idauth"
 
@@ -158,6 +160,10 @@ func TestMeasureIDBlock(t *testing.T) {
 }
 
 func TestMeasureErrors(t *testing.T) {
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for want, args := range map[string][]string{
 		"name what to measure":             {},
 		`"tdx" is unknown`:                 {"tdx"},
@@ -179,6 +185,7 @@ func TestMeasureErrors(t *testing.T) {
 		"--firmware: open":                 {"snp", "--vmm", "gce", "--firmware", "nowhere"},
 		"measure.go: size":                 {"snp", "--vmm", "gce", "--firmware", "measure.go"},
 		"suffix.bin: firmware has no sect": {"snp", "--vmm", "gce", "--firmware", "../../../sev/testdata/ovmf_OvmfX64_suffix.bin", "--kernel", "measure.go"},
+		"fifo: not a regular file":         {"snp", "--vmm", "gce", "--firmware", fifo},
 		"0 vCPUs":                          {"snp", "--vmm", "gce", "--firmware", ovmfTail, "--vcpus", "0"},
 	} {
 		var out, errs bytes.Buffer

@@ -7,6 +7,8 @@ import (
 	"os"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/gvmm/gvmm/boot"
 	"github.com/gvmm/gvmm/cca"
 	"github.com/gvmm/gvmm/vmm"
@@ -148,7 +150,7 @@ func realmLaunch(cfg *vmm.Config, dtb string, bssOnly bool) (*cca.Launch, func()
 
 // openBlob opens a regular file. The caller closes it.
 func openBlob(path string) (*os.File, boot.Blob, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // waits for no FIFO's other end
 	if err != nil {
 		return nil, nil, err
 	}
