@@ -2,7 +2,9 @@ package boot
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io"
 	"slices"
 
 	"github.com/gvmm/gvmm/vmm/memory"
@@ -66,6 +68,23 @@ func (img *Image) openARM64(head []byte) error {
 		Range: memory.Range{Base: img.Entry, Size: a.room}, FileSize: uint64(img.size), Perm: "rwx",
 	}}
 	return err
+}
+
+// OpenFirmwareARM64 takes a file for arm64 firmware that is loaded to the start
+// of RAM and entered there as an Image is, with a device tree: EDK2's for kvmtool.
+func OpenFirmwareARM64(r io.ReaderAt, size int64) (*Image, error) {
+	head, err := readAt(r, size, 0, min(uint64(max(size, 0)), armHeader))
+	if err != nil {
+		return nil, fmt.Errorf("firmware: %w", err)
+	}
+	room := uint64(size)
+	if isARM64(head) {
+		room = max(room, u64(head, armImageSize))
+	}
+	if room > maxARM64 {
+		return nil, fmt.Errorf("firmware: %d bytes (image_size at offset %#x): no guest is so big", room, armImageSize)
+	}
+	return &Image{Format: FormatFirmware, Protocol: ProtocolARM64, Arch: ARM64, Machine: MachineLKVM, arm: &armImage{room: room}, src: r, size: size}, nil
 }
 
 // openUnikraftARM64 finds out what a Unikraft image is for. It is linked for one
@@ -225,6 +244,15 @@ func (img *Image) placeARM64(o *Options, p *Plan) (tree memory.GPA, initrd memor
 		low, align = lkvmLow, 4
 	}
 	ram, end := p.RAM[0], p.Regions[0].End() // of the kernel
+	if img.Format == FormatFirmware {        // behind it; in a realm at the end of RAM, as kvmtool's branch has it
+		if tree = (end + fdtAlign - 1) &^ (fdtAlign - 1); o.ARM64.Realm {
+			tree = max(tree, (ram.End()-fdtRoom-1)&^(fdtAlign-1))
+		}
+		if tree+fdtRoom > ram.End() || o.Initrd != nil {
+			return 0, initrd, errors.New("firmware and device tree do not fit into RAM, or there is an initrd, which firmware has no use for")
+		}
+		return tree, initrd, nil
+	}
 	top := ram.Base + memory.GPA(min(ram.Size, low))
 	if tree = ram.Base; !img.Unikraft || o.Machine == MachineLKVM {
 		tree = (top - fdtRoom - 2) &^ (fdtAlign - 1)

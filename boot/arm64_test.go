@@ -274,3 +274,28 @@ func pciDevices(p *Platform) int {
 	}
 	return len(p.PCI.Devices)
 }
+
+// Firmware lies at the start of RAM with the device tree behind it, in a realm
+// at the end of RAM (kvmtool arm/kvm.c, kvm__load_firmware, and its branch's).
+func TestFirmwareARM64(t *testing.T) {
+	fw := bytes.Repeat([]byte("fw!\n"), 3<<18) // 3 MiB
+	img, err := OpenFirmwareARM64(bytes.NewReader(fw), int64(len(fw)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		realm bool
+		tree  memory.GPA
+	}{{false, 0x80400000}, {true, 0x9fe00000}} {
+		p := mustPlan(t, img, Options{Memory: 512 * mib, Machine: MachineLKVM, Params: "a b", Raw: true, ARM64: ARM64Options{Realm: c.realm}})
+		if p.Entry != 0x80000000 || p.ARM64.X[0] != uint64(c.tree) || p.Cmdline != "a b" || !bytes.Equal(region(t, p, "kernel"), fw) {
+			t.Errorf("entry %#x, tree at %#x, %q", uint64(p.Entry), p.ARM64.X[0], p.Cmdline)
+		}
+	}
+	if _, err := img.Plan(Options{Memory: 4 * mib, Machine: MachineLKVM}); err == nil {
+		t.Error("4 MiB of RAM are enough")
+	}
+	if _, err := OpenFirmwareARM64(bytes.NewReader(fw[:63]), 64); err == nil {
+		t.Error("a file that ends early is firmware")
+	}
+}

@@ -25,6 +25,8 @@ type ARM64Options struct {
 	Realm     bool      // PSCI calls by SMC, which goes to the realm's own monitor
 	PMU       bool      // the vCPUs have one
 	PVTime    bool      // the host accounts stolen time
+	NoPVTime  bool      // the guest is not to learn of it
+	NoSVE     bool      // nor have SVE
 
 	KASLRSeed uint64
 	RNGSeed   []byte // nil: none

@@ -174,7 +174,7 @@ func (l *loaded) load(cfg *Config) error {
 			return fmt.Errorf("--dump-dtb: %w", err)
 		}
 	}
-	if cfg.Firmware != "" {
+	if l.plan.Firmware != nil {
 		hash := sev.PlanHashes
 		if cfg.SNP != nil {
 			hash = sev.PlanFirmware
@@ -206,8 +206,15 @@ func (l *loaded) openImage(cfg *Config, opts *boot.Options) error {
 		}
 		return nil
 	}
-	if l.image, err = boot.OpenFirmware(f, size); err != nil {
+	open := boot.OpenFirmware
+	if cfg.Machine == boot.MachineLKVM {
+		open = boot.OpenFirmwareARM64
+	}
+	if l.image, err = open(f, size); err != nil {
 		return fmt.Errorf("--firmware %s: %w", cfg.Firmware, err)
+	}
+	if cfg.Image != "" && cfg.Machine == boot.MachineLKVM {
+		return errors.New("--firmware: on lkvm it boots a disk: leave the kernel out")
 	}
 	if cfg.Image != "" {
 		if f, size, err = l.open(cfg.Image); err != nil {

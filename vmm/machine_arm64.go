@@ -79,7 +79,7 @@ func (m *VM) createVM(sys *kvm.System) (*kvm.VM, error) {
 	if a.Realm { // whose device tree is measured
 		return v, nil
 	}
-	a.PVTime = v.Check(kvm.CapARMStealTime) != 0
+	a.PVTime = v.Check(kvm.CapARMStealTime) != 0 && !a.NoPVTime
 	if c.Machine == boot.MachineLKVM { // kvmtool gives no seed unasked
 		return v, nil
 	}
@@ -170,7 +170,7 @@ func (m *VM) createVCPUs(p *boot.Platform) error {
 	if m.kvm.Check(kvm.CapARMPtrAuthAddr) != 0 && m.kvm.Check(kvm.CapARMPtrAuthGen) != 0 {
 		features |= kvm.VCPUPtrAuthAddr | kvm.VCPUPtrAuthGen
 	}
-	if m.kvm.Check(kvm.CapARMSVE) != 0 && m.realm == nil {
+	if m.kvm.Check(kvm.CapARMSVE) != 0 && m.realm == nil && !m.cfg.ARM64.NoSVE {
 		features |= kvm.VCPUSVE
 	}
 	for id := range m.cfg.CPUs {

@@ -49,7 +49,7 @@ type guest struct {
 	cpus, vidmode, pmuCounters, ioDelay int
 	vsock, cntfrq, firmwareAt, sveVL    uint64
 
-	nodefaults, noDHCP, noNet, isRealm, rng, noPVTime, noMTE, noSVE, restricted, counters  bool
+	nodefaults, noDHCP, noNet, isRealm, rng, noMTE, restricted, counters                   bool
 	vnc, gtk, sdl, singleStep, ioDebug, mmioDebug, aarch32, nested, e2h0, pkvm, measureLog bool
 }
 
@@ -137,9 +137,7 @@ func (g *guest) check() error {
 		{g.ioDelay != 0, "--debug-iodelay: I/O is not delayed"},
 		{g.vidmode != 0, "--vidmode: there is no screen"},
 		{g.measureLog, "--measurement-log: use gvmm measure cca --explain"},
-		{g.noSVE && !g.isRealm, "--disable-sve: outside realms guests have what the host has"},
 		{g.sveVL != 0 && !g.isRealm, "--sve-vl, --sve-max-vl: outside realms guests have the host's vector lengths"},
-		{g.noPVTime && !g.isRealm, "--no-pvtime: guests learn of stolen time where the host accounts it"},
 		{g.cfg.Firmware != "" && g.cfg.Initrd != "", "Ignoring initrd file when loading a firmware image"},
 		{g.script != "" && g.root != "" && g.rootName == "", "--sandbox: only a root file system of lkvm setup has a sandbox"},
 	} {
@@ -234,6 +232,9 @@ func (g *guest) finish() error {
 	c.Machine = boot.MachinePC
 	if arm {
 		c.Machine = boot.MachineLKVM
+		if c.Firmware != "" {
+			c.ARM64.Transport = cmp.Or(c.ARM64.Transport, boot.TransportPCI)
+		}
 	} else if c.ARM64.Transport == boot.TransportPCI {
 		c.ARM64.Transport = "" // there is no other
 	}
@@ -247,7 +248,7 @@ func (g *guest) finish() error {
 	if g.rng {
 		c.RNG = vmm.On
 	}
-	if !g.nodefaults && c.Image != "" {
+	if !g.nodefaults && (arm || c.Image != "") {
 		c.Params = g.params(arm)
 	}
 	if g.vsock != 0 {
@@ -280,7 +281,7 @@ func (g *guest) makeRealm() (err error) {
 	if r.Hash, err = cca.ParseHash(cmp.Or(g.algorithm, "sha256")); err != nil {
 		return fmt.Errorf("--measurement-algo: %w", err)
 	}
-	if g.sveVL%128 != 0 || g.sveVL > 2048 || g.sveVL != 0 && g.noSVE {
+	if g.sveVL%128 != 0 || g.sveVL > 2048 || g.sveVL != 0 && g.cfg.ARM64.NoSVE {
 		return fmt.Errorf("--sve-vl %d: want a multiple of 128 bits up to 2048, and no --disable-sve", g.sveVL)
 	}
 	r.SVE, r.RPV = uint16(g.sveVL), []byte(g.personal)
