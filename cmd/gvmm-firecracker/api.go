@@ -298,17 +298,11 @@ func (s *server) start() error {
 func (c *call) balloon() error {
 	b := c.r.Balloon
 	none := when(b == nil, "Balloon config error: No balloon device found.")
-	type size struct {
-		MiB uint32 `json:"amount_mib"`
-	}
-	type statistics struct {
-		Interval uint16 `json:"stats_polling_interval_s"`
-	}
 	switch c.method + " " + c.path[1] {
 	case "GET ":
 		return cmp.Or(none, c.reply(b))
 	case "PATCH ":
-		return with(c, postBoot, new(size), func(u *size) error {
+		return with(c, postBoot, new(balloon), func(u *balloon) error {
 			if err := cmp.Or(none, when(b != nil && uint64(u.MiB) > c.r.Machine.MiB, "Balloon update error: Amount of pages requested is too large.")); err != nil {
 				return err
 			}
@@ -321,7 +315,7 @@ func (c *call) balloon() error {
 		}
 		return c.statistics()
 	case "PATCH statistics":
-		return with(c, postBoot, new(statistics), func(u *statistics) error {
+		return with(c, postBoot, new(balloon), func(u *balloon) error {
 			if err := cmp.Or(none, when(c.stats != (u.Interval > 0), "Balloon update error: Statistics cannot be turned on or off after boot")); err != nil {
 				return err
 			}

@@ -30,33 +30,29 @@ type (
 		Dirty     bool   `json:"track_dirty_pages"`
 		HugePages string `json:"huge_pages"`
 	}
-	bucket struct {
+	limiter map[string]*struct { // by what it limits
 		Size   uint64 `json:"size"`
 		Burst  uint64 `json:"one_time_burst"`
 		Refill uint64 `json:"refill_time"`
 	}
-	limiter struct {
-		Bandwidth *bucket `json:"bandwidth"`
-		Ops       *bucket `json:"ops"`
-	}
 	drive struct {
-		ID       string   `json:"drive_id"`
-		PartUUID string   `json:"partuuid,omitempty"`
-		Root     bool     `json:"is_root_device"`
-		Cache    string   `json:"cache_type"`
-		ReadOnly bool     `json:"is_read_only"`
-		Path     string   `json:"path_on_host"`
-		Limiter  *limiter `json:"rate_limiter"`
-		Engine   string   `json:"io_engine"`
-		Socket   string   `json:"socket,omitempty"`
+		ID       string  `json:"drive_id"`
+		PartUUID string  `json:"partuuid,omitempty"`
+		Root     bool    `json:"is_root_device"`
+		Cache    string  `json:"cache_type"`
+		ReadOnly bool    `json:"is_read_only"`
+		Path     string  `json:"path_on_host"`
+		Limiter  limiter `json:"rate_limiter"`
+		Engine   string  `json:"io_engine"`
+		Socket   string  `json:"socket,omitempty"`
 	}
 	nic struct {
-		ID  string   `json:"iface_id"`
-		Tap string   `json:"host_dev_name"`
-		MAC string   `json:"guest_mac,omitempty"`
-		MTU *uint16  `json:"mtu,omitempty"`
-		RX  *limiter `json:"rx_rate_limiter"`
-		TX  *limiter `json:"tx_rate_limiter"`
+		ID  string  `json:"iface_id"`
+		Tap string  `json:"host_dev_name"`
+		MAC string  `json:"guest_mac,omitempty"`
+		MTU *uint16 `json:"mtu,omitempty"`
+		RX  limiter `json:"rx_rate_limiter"`
+		TX  limiter `json:"tx_rate_limiter"`
 	}
 	vsock struct {
 		ID   string `json:"vsock_id,omitempty"`
@@ -71,7 +67,7 @@ type (
 		Reporting bool   `json:"free_page_reporting"`
 	}
 	entropy struct {
-		Limiter *limiter `json:"rate_limiter"`
+		Limiter limiter `json:"rate_limiter"`
 	}
 )
 
@@ -142,8 +138,14 @@ func decode(body []byte, v any, required ...string) error {
 }
 
 // limits reports whether a rate limiter limits anything.
-func (l *limiter) limits() bool { return l != nil && (l.Bandwidth.limits() || l.Ops.limits()) }
-func (b *bucket) limits() bool  { return b != nil && b.Size != 0 && b.Refill != 0 }
+func (l limiter) limits() bool {
+	for _, b := range l {
+		if b != nil && b.Size != 0 && b.Refill != 0 {
+			return true
+		}
+	}
+	return false
+}
 
 const noLimiters = "rate limiters: leave them out"
 

@@ -97,18 +97,15 @@ func parse(args []string) (map[string]string, error) {
 			got[name] = args[i]
 		}
 	}
-	_, noAPI := got["no-api"]
-	_, file := got["config-file"]
-	_, noFilter := got["no-seccomp"]
-	_, filter := got["seccomp-filter"]
+	has := func(name string) bool { _, ok := got[name]; return ok }
 	for _, o := range options() {
-		if _, set := got[o.name]; !set && len(o.value) > 1 {
+		if !has(o.name) && len(o.value) > 1 {
 			got[o.name] = o.value
 		}
 	}
 	_, err := strconv.ParseUint(got["http-api-max-payload-size"], 10, 31)
-	return got, cmp.Or(when(noAPI && !file, "Argument 'config-file' required, but not found."),
-		when(noFilter && filter, "Argument 'seccomp-filter' cannot be used together with argument 'no-seccomp'."),
+	return got, cmp.Or(when(has("no-api") && !has("config-file"), "Argument 'config-file' required, but not found."),
+		when(has("no-seccomp") && has("seccomp-filter"), "Argument 'seccomp-filter' cannot be used together with argument 'no-seccomp'."),
 		when(err != nil, "http-api-max-payload-size: %w", err),
 		when(!regexp.MustCompile(`^[0-9A-Za-z-]{1,64}$`).MatchString(got["id"]), "Invalid instance ID %q: give 1 to 64 letters, digits and hyphens", got["id"]))
 }
