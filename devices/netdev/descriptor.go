@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -12,21 +11,21 @@ import (
 )
 
 // descriptor is what all back ends here have: a file or socket of the host's,
-// through Go's poller.
+// through Go's poller. It is closed when it is broken for good.
 type descriptor struct {
 	name     string // in errors
 	file     *os.File
 	conn     syscall.RawConn
-	ended    atomic.Bool   // nothing comes any more
 	patience time.Duration // how long Send waits for a peer that is slow; 0: for ever
 	stuck    bool          // the peer has had its time and has not moved since
 
 	// One call of Receive and of Wait at a time, and one of Send: what their
 	// callbacks use.
-	in, out               []byte
-	got, put              int
-	inErr, outErr         error
-	read, readable, write func(fd uintptr) bool
+	in, out       []byte
+	got, put      int
+	inErr, outErr error
+	read, write   func(fd uintptr)
+	readable      func(fd uintptr) bool
 }
 
 // init takes over a descriptor, which is in non-blocking mode.
@@ -36,18 +35,16 @@ func (d *descriptor) init(fd int, name string) (err error) {
 		_ = d.file.Close()
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	d.read = func(fd uintptr) bool {
+	d.read = func(fd uintptr) {
 		d.got, d.inErr = ignoringEINTR(func() (int, error) { return unix.Read(int(fd), d.in) })
-		return true
 	}
 	d.readable = func(fd uintptr) bool {
 		p := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 		n, err := ignoringEINTR(func() (int, error) { return unix.Poll(p[:], 0) })
 		return n > 0 || err != nil
 	}
-	d.write = func(fd uintptr) bool {
+	d.write = func(fd uintptr) {
 		d.put, d.outErr = ignoringEINTR(func() (int, error) { return unix.Write(int(fd), d.out) })
-		return true
 	}
 	return nil
 }
@@ -64,7 +61,7 @@ func ignoringEINTR(f func() (int, error)) (int, error) {
 // send writes b. What the peer has no room for in time is lost, as on any wire.
 func (d *descriptor) send(b []byte) error {
 	d.out = b
-	err := d.conn.Write(d.write)
+	err := d.conn.Control(d.write)
 	d.out = nil
 	switch {
 	case err != nil:
@@ -85,8 +82,7 @@ func (d *descriptor) send(b []byte) error {
 	n, err := d.file.Write(b[d.put:])
 	d.stuck = err != nil
 	if n += d.put; err != nil && n > 0 { // where the next packet begins is lost
-		d.ended.Store(true)
-		_ = d.file.Close()
+		_ = d.Close()
 	}
 	return err
 }
@@ -94,7 +90,7 @@ func (d *descriptor) send(b []byte) error {
 // receive reads once; 0 bytes mean that there is nothing at the moment.
 func (d *descriptor) receive(buf []byte) (int, error) {
 	d.in = buf
-	err := d.conn.Read(d.read)
+	err := d.conn.Control(d.read) // conn.Read would wait for Wait
 	d.in = nil
 	switch {
 	case err != nil:
@@ -102,10 +98,10 @@ func (d *descriptor) receive(buf []byte) (int, error) {
 	case errors.Is(d.inErr, unix.EAGAIN):
 		return 0, nil
 	case d.inErr != nil:
-		d.ended.Store(true)
+		_ = d.Close()
 		return 0, fmt.Errorf("%s: read: %w", d.name, d.inErr)
 	case d.got == 0:
-		d.ended.Store(true)
+		_ = d.Close()
 		return 0, d.closed(errors.New("the other side has ended"))
 	}
 	return d.got, nil
@@ -115,9 +111,6 @@ func (d *descriptor) receive(buf []byte) (int, error) {
 func (d *descriptor) Wait() error {
 	if err := d.conn.Read(d.readable); err != nil {
 		return d.closed(err)
-	}
-	if d.ended.Load() {
-		return d.closed(errors.New("the link is down"))
 	}
 	return nil
 }

@@ -37,15 +37,16 @@ type Backend interface {
 	// until the first call.
 	SetOffloads(o Offloads) error
 	// Send gives a packet to the network, at most [MaxPacket] bytes. It does
-	// not keep pkt. The header is sane ([Header.Check]); the frame is as the
-	// guest made it. An error means that the packet was dropped; nothing more
-	// is to be done about it.
+	// not keep pkt, but may change its header. The header is sane
+	// ([Header.Check]); the frame is as the guest made it. An error means that
+	// the packet was dropped; nothing more is to be done about it.
 	Send(pkt []byte) error
 	// Receive fills buf with the next packet and returns its length, or 0 when
 	// there is none at the moment. A packet that does not fit is dropped. The
 	// header's num_buffers is left 0.
 	Receive(buf []byte) (int, error)
-	// Wait returns when Receive is worth a call. The error is that of Receive:
+	// Wait returns when Receive, which has returned 0, is worth a call again; it
+	// may run while Receive does. The error is that of Receive:
 	// the back end has been closed or is broken for good. Packets wait in the
 	// back end for as long as nobody calls Receive: there the flow is stopped.
 	Wait() error

@@ -122,7 +122,7 @@ func (p *Passt) Receive(buf []byte) (int, error) {
 		if have := p.buf[p.start:p.end]; len(have) >= 4 {
 			n := int(binary.BigEndian.Uint32(have))
 			if n > MaxPacket-HeaderSize {
-				p.ended.Store(true)
+				_ = p.Close()
 				return 0, p.closed(fmt.Errorf("a frame of %d bytes: it speaks another protocol", n))
 			}
 			if len(have) >= 4+n {

@@ -87,7 +87,7 @@ func TestMeasureCCA(t *testing.T) {
 func TestVerifyWithoutVerifier(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	var out, errs bytes.Buffer
-	if status := Main([]string{"verify", "cca"}, &out, &errs, kvm.Host{}); status != 125 || !strings.Contains(errs.String(), "neither beside gvmm nor in PATH") {
+	if status := Main([]string{"verify", "cca"}, &out, &errs, kvm.Host{}); status != 125 || !strings.Contains(errs.String(), "neither beside cli.test nor in PATH") {
 		t.Errorf("status %d, %q", status, errs.String())
 	}
 }
