@@ -2,6 +2,7 @@ package integration
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"regexp"
@@ -20,7 +21,7 @@ func TestARM64(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	defer cancel()
 	gvmm := filepath.Join(t.TempDir(), "gvmm")
-	if err := lab.BuildARM64(ctx, "./cmd/gvmm", gvmm); err != nil {
+	if err := errors.Join(lab.BuildARM64(ctx, "./cmd/gvmm", gvmm), lab.BuildARM64(ctx, "./cmd/gvmm-net", gvmm+"-net")); err != nil {
 		t.Fatal(err)
 	}
 	guests, err := lab.ARM64Guests(ctx)
@@ -48,7 +49,7 @@ func TestARM64(t *testing.T) {
 			})
 			t.Logf("the lab was up after %v", time.Since(start).Round(time.Millisecond))
 			b := &bench{Host: arm, slow: 2 * time.Minute}
-			b.gvmm = b.file(t, gvmm)
+			b.programs(t, gvmm)
 			testARM64Probe(ctx, t, b, gic)
 			testARM64Guests(t, b, gic, guests)
 			l := linuxOf(ctx, t, b, kernel, "quiet", lab.ARM64GuestModules)

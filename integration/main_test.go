@@ -2,6 +2,7 @@ package integration
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -31,7 +32,7 @@ func run(m *testing.M) int {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	binary = filepath.Join(dir, "gvmm")
-	if err = lab.Build(ctx, "./cmd/gvmm", binary); err == nil {
+	if err = errors.Join(lab.Build(ctx, "./cmd/gvmm", binary), lab.Build(ctx, "./cmd/gvmm-net", binary+"-net")); err == nil {
 		images, err = lab.Guests(ctx)
 	}
 	if err != nil {
@@ -51,8 +52,15 @@ type bench struct {
 func newBench(t *testing.T, h lab.Host, slow time.Duration) *bench {
 	t.Helper()
 	b := &bench{Host: h, slow: slow}
-	b.gvmm = b.file(t, binary)
+	b.programs(t, binary)
 	return b
+}
+
+// programs puts gvmm and its user network, which is beside it, on the host.
+func (b *bench) programs(t *testing.T, gvmm string) {
+	t.Helper()
+	b.gvmm = b.file(t, gvmm)
+	b.file(t, gvmm+"-net")
 }
 
 // here is this machine. Without KVM there is nothing to test on it.

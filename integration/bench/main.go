@@ -79,6 +79,9 @@ func newTools(ctx context.Context, dir string) (*tools, error) {
 	if err := lab.Build(ctx, "./cmd/gvmm", t.gvmm); err != nil {
 		return nil, err
 	}
+	if err := lab.Build(ctx, "./cmd/gvmm-net", t.gvmm+"-net"); err != nil {
+		return nil, err
+	}
 	if err := lab.Build(ctx, "./integration/bench/floor", t.floor); err != nil {
 		return nil, err
 	}

@@ -31,6 +31,7 @@ type Machine struct {
 	next    uint32
 	streams map[uint32]*stream
 	put     map[string]string // files there, by path here
+	dirs    map[string]int    // the names of their folders
 	failed  error             // why the conversation ended
 }
 
@@ -46,7 +47,7 @@ var libraryPath = regexp.MustCompile(`(?m)(/[^ ]+) \(0x`)
 const bootTime = 3 * time.Minute
 
 func newMachine() (l *Machine, err error) {
-	l = &Machine{streams: map[uint32]*stream{}, put: map[string]string{}}
+	l = &Machine{streams: map[uint32]*stream{}, put: map[string]string{}, dirs: map[string]int{}}
 	l.dir, err = os.MkdirTemp("", "gvmm-lab")
 	return l, err
 }
@@ -150,7 +151,7 @@ func (l *Machine) open(vm *VM) (uint32, error) {
 	return l.next, nil
 }
 
-// Put copies a file into the lab's /tmp, once.
+// Put copies a file into the lab's /tmp, once. Files of one folder here share one there.
 func (l *Machine) Put(path string) (string, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
@@ -159,7 +160,12 @@ func (l *Machine) Put(path string) (string, error) {
 	l.mu.Lock()
 	there, ok := l.put[abs]
 	if !ok {
-		there = fmt.Sprintf("/tmp/%d/%s", len(l.put), filepath.Base(abs))
+		n, ok := l.dirs[filepath.Dir(abs)]
+		if !ok {
+			n = len(l.dirs)
+			l.dirs[filepath.Dir(abs)] = n
+		}
+		there = fmt.Sprintf("/tmp/%d/%s", n, filepath.Base(abs))
 		l.put[abs] = there
 	}
 	l.mu.Unlock()
