@@ -156,6 +156,9 @@ func (c *Config) check() error {
 		if err := c.Realm.Check(); err != nil {
 			return fmt.Errorf("--realm: %w", err)
 		}
+		if c.ARM64.PMU && !c.Realm.PMU {
+			return errors.New("--pmu: a realm's PMU is part of its measurement: say with how many counters by --realm=pmu-counters=N")
+		}
 		c.ARM64.Realm, c.ARM64.PMU = true, c.Realm.PMU
 	}
 	if c.SNP != nil && (c.CETAudit != "" || c.CETPreset != "") {

@@ -3,6 +3,8 @@ package vmm
 import (
 	"reflect"
 	"testing"
+
+	"github.com/gvmm/gvmm/cca"
 )
 
 func TestAutoParams(t *testing.T) {
@@ -38,6 +40,7 @@ func TestConfigRefusals(t *testing.T) {
 		"serial":        func(c *Config) { c.Disks = []Disk{{Serial: "123456789012345678901"}} },
 		"tag twice":     func(c *Config) { c.Shares = []Share{{Tag: "a"}, {Tag: "a"}} },
 		"tag too long":  func(c *Config) { c.Shares = []Share{{Tag: "12345678901234567890123456789012"}} },
+		"pmu in realm":  func(c *Config) { c.ARM64.PMU, c.Realm = true, new(cca.Config) },
 		"negative cpus": func(c *Config) { c.CPUs = -1 },
 	} {
 		c := ok

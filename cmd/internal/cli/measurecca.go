@@ -2,6 +2,7 @@ package cli
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -83,6 +84,8 @@ func measureCCA(args []string, stdout io.Writer) error {
 		}
 		rmm = cmp.Or(rmm, int(cfg.Realm.Version()), int(cca.RMM1))
 		switch {
+		case cfg.ARM64.PMU && !p.PMU:
+			return usageError{errors.New("--pmu: it is measured with how many counters it has: give --pmu-counters")}
 		case dtb != "" && cfg.Machine != boot.MachineLKVM:
 			return usageError{fmt.Errorf("--dtb goes with --machine lkvm: the device tree of machine %s is gvmm's own", cfg.Machine)}
 		case ripas != "all" && (ripas != "bss" || dtb == ""):

@@ -73,7 +73,7 @@ func TestMeasureCCA(t *testing.T) {
 	}
 	for say, args := range map[string][]string{
 		"--dtb goes with": {"cca", "--dtb=x", kernel}, "v12 measures": append(args, "--hash=sha512", "--realm=abi=v12", kernel), "abi \"v11\"": append(args, "--realm=abi=v11", kernel),
-		"only with --dtb": {"cca", "--ripas=bss", kernel}, "sha384": append(args, "--hash=sha384", kernel),
+		"--pmu: it is measured with": append(args, "--pmu", kernel), "only with --dtb": {"cca", "--ripas=bss", kernel}, "sha384": append(args, "--hash=sha384", kernel),
 		"give all or bss": append(args, "--ripas=none", kernel), "RMM version 3": append(args, "--rmm=3", kernel), "regular": append(args, dir),
 		"no ELF, bzImage, arm64 Image": append(args, filepath.Join(dir, "dtb")), "no such file": append(args, "-i", "nothing", kernel),
 	} {
