@@ -152,4 +152,6 @@ void guest(void) {
 			net(&devices[i]);
 	}
 	puts("Good night.\n");
+	if (option("stay="))
+		hang();
 }
