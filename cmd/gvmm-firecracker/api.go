@@ -276,7 +276,13 @@ func (s *server) start() error {
 	if s.r.Boot == nil {
 		return errorf("Start microvm error: Cannot start microvm without kernel configuration.")
 	}
-	vm, err := startVM(&s.r, s.name, &s.vm, func(line string) { s.log.log(warnLevel, "%s", line) })
+	vm, err := startVM(&s.r, s.name, &s.vm, func(line string) {
+		if strings.HasSuffix(line, "(status 0)") { // the guest ended in order
+			s.log.log(infoLevel, "%s", line)
+		} else {
+			s.log.log(warnLevel, "%s", line)
+		}
+	})
 	if err != nil {
 		return errorf("Start microvm error: %w", err)
 	}

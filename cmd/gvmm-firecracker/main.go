@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -158,6 +159,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 // configure applies what the command line says of log and metrics.
 func (s *server) configure(opts map[string]string, has func(string) bool) (int, error) {
 	show, lvl := has("show-level"), cmp.Or(opts["level"], "Info")
+	if !has("level") && !has("log-path") {
+		lvl = "Warning" // it goes to standard error, which kraft keeps with the console
+	}
 	if level(lvl) < 0 {
 		return statusBadConfig, errorf("Invalid value for logger level: %s. Possible values: [Error, Warning, Info, Debug]", lvl)
 	}
@@ -180,6 +184,20 @@ func (s *server) configure(opts map[string]string, has func(string) bool) (int, 
 	return statusError, err
 }
 
+// listen makes a Unix socket that is listened on from the moment it has its
+// name, for which kraft waits.
+func listen(path string) (net.Listener, error) {
+	early := filepath.Join(filepath.Dir(path), fmt.Sprintf(".fc%d", os.Getpid()))
+	l, err := net.Listen("unix", early) // removes it when closed
+	if err != nil {
+		return nil, err
+	}
+	if err := cmp.Or(when(len(path) > 107, "a socket's path has at most 107 bytes"), os.Link(early, path), os.Remove(early)); err != nil {
+		return nil, cmp.Or(err, l.Close())
+	}
+	return l, nil
+}
+
 // flushEvery is how often metrics are written by themselves.
 const flushEvery = time.Minute
 
@@ -193,10 +211,11 @@ func (s *server) serve(opts map[string]string, has func(string) bool) (status in
 	signals, failed := make(chan os.Signal, 1), make(chan error, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	if !has("no-api") {
-		l, err := net.Listen("unix", opts["api-sock"])
+		l, err := listen(opts["api-sock"])
 		if err != nil {
 			return statusError, errorf("Failed to open the API socket at: %s. Check that it is not already used: %w", opts["api-sock"], err)
 		}
+		defer func() { _ = os.Remove(opts["api-sock"]) }()
 		api := &http.Server{Handler: s, ReadHeaderTimeout: time.Minute, MaxHeaderBytes: 1 << 16}
 		go func() { failed <- api.Serve(l) }()
 		defer func() { // the answer to what ended the VM is sent before the end
