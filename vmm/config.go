@@ -5,13 +5,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"slices"
 	"net/netip"
+	"slices"
 
 	"github.com/gvmm/gvmm/boot"
 	"github.com/gvmm/gvmm/cca"
 	"github.com/gvmm/gvmm/cet"
 	"github.com/gvmm/gvmm/devices/netdev"
+	"github.com/gvmm/gvmm/devices/virtio"
 	"github.com/gvmm/gvmm/sev"
 	"github.com/gvmm/gvmm/vmm/kvm"
 )
@@ -85,6 +86,7 @@ type Disk struct {
 	Direct   bool   // bypass the host's page cache (O_DIRECT)
 	Format   string // "raw" or "qcow2"; "": qcow2 where both name and contents say so
 	Serial   string // at most 20 bytes
+	Queues   int    // at most [virtio.MaxBlkQueues]; 0: one a vCPU, at most 4
 }
 
 // Net is a virtio-net device.
@@ -171,6 +173,9 @@ func (c *Config) check() error {
 	for _, d := range c.Disks {
 		if len(d.Serial) > maxSerial {
 			return fmt.Errorf("--disk %s: serial %q is longer than %d bytes", d.Path, d.Serial, maxSerial)
+		}
+		if d.Queues < 0 || d.Queues > virtio.MaxBlkQueues {
+			return fmt.Errorf("--disk %s: %d queues: give 1 to %d", d.Path, d.Queues, virtio.MaxBlkQueues)
 		}
 	}
 	tags := map[string]bool{}
