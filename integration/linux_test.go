@@ -106,6 +106,7 @@ func testLinux(ctx context.Context, t *testing.T, b *bench, x86 *lab.Machine) {
 			b.ends(t, vm, c.code, c.says)
 		})
 	}
+	t.Run("firecracker", func(t *testing.T) { testFirecracker(ctx, t, b, cloud) })
 	t.Run("share", func(t *testing.T) {
 		// Debian's cloud kernel has no 9p; its sister for all machines has. It is
 		// packed by xz, which takes a while to unpack in here, so once is enough.
