@@ -48,7 +48,7 @@ func Open(k Kernel) (*System, error) {
 		hint := ""
 		switch {
 		case errors.Is(err, os.ErrNotExist):
-			hint = " (load the kvm_intel or kvm_amd module, or enable virtualization in the firmware or the outer hypervisor)"
+			hint = fmt.Sprintf(" (%s, or enable virtualization in the firmware or the outer hypervisor)", howToKVM)
 		case errors.Is(err, os.ErrPermission):
 			hint = " (join the group that owns it, usually kvm)"
 		}

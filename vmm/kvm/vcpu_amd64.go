@@ -8,6 +8,9 @@ import (
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
 )
 
+// howToKVM says how a host gets [Path].
+const howToKVM = "load the kvm_intel or kvm_amd module"
+
 // The register structures are gokvm's, laid out as the kernel's.
 type (
 	Regs       = gokvm.Regs

@@ -5,6 +5,9 @@ import (
 	"fmt"
 )
 
+// howToKVM says how a host gets [Path]: KVM is no module here.
+const howToKVM = "boot Linux at EL2 with KVM in it"
+
 // Features of [VCPU.Init] (KVM_ARM_VCPU_*).
 const (
 	VCPUPowerOff    = 1 << 0 // waits for PSCI CPU_ON
