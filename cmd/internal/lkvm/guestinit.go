@@ -62,8 +62,7 @@ func (a *assembler) load(reg int, v uint64) {
 }
 
 func (a *assembler) call(c systemCall) {
-	args := c.args
-	for i, v := range args {
+	for i, v := range c.args {
 		switch v := v.(type) {
 		case pointer:
 			a.load(i, a.put(v))
@@ -120,11 +119,7 @@ func (a *assembler) program() {
 	mount("sysfs", "/sys", "sysfs", 0, null)
 	mount("proc", "/proc", "proc", 0, null)
 	mount("devtmpfs", "/dev", "devtmpfs", 0, null)
-	if a.arm {
-		a.call(systemCall{arm64: 34, args: []any{atFDCWD, str("/dev/pts"), uint64(0o755)}}) // mkdirat
-	} else {
-		a.call(systemCall{amd64: 83, args: []any{str("/dev/pts"), uint64(0o755)}})
-	}
+	a.call(systemCall{258, 34, []any{atFDCWD, str("/dev/pts"), uint64(0o755)}}) // mkdirat
 	mount("devpts", "/dev/pts", "devpts", 0, null)
 	a.call(systemCall{112, 157, nil})                                                // setsid
 	a.call(systemCall{16, 29, []any{null, uint64(unix.TIOCSCTTY), uint64(1)}})       // ioctl

@@ -225,6 +225,11 @@ func TestRealm(t *testing.T) {
 
 func TestDefaults(t *testing.T) {
 	image := file(t, "kernel", 128)
+	helper := file(t, "gvmm-net", 1) // without it there would be no network
+	if err := os.Chmod(helper, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", filepath.Dir(helper))
 	tl := newTool(t)
 	g, err := configure(t, tl, false, image)
 	if err != nil {

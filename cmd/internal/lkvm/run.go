@@ -16,6 +16,8 @@ import (
 	"github.com/gvmm/gvmm/boot"
 	"github.com/gvmm/gvmm/cca"
 	"github.com/gvmm/gvmm/cmd/internal/cli"
+	"github.com/gvmm/gvmm/devices/netdev"
+	"github.com/gvmm/gvmm/internal/sibling"
 	"github.com/gvmm/gvmm/vmm"
 )
 
@@ -187,10 +189,14 @@ func (g *guest) defaults() error {
 			return err
 		}
 	}
-	if len(c.Nets) == 0 && !g.noNet && !g.nodefaults {
-		return g.addNet("mode=user")
+	if len(c.Nets) > 0 || g.noNet || g.nodefaults {
+		return nil
 	}
-	return nil
+	if _, err := sibling.Find(netdev.UserProgram); err != nil {
+		g.say(levelWarning, "no network: %v", err) // nobody asked for one
+		return nil
+	}
+	return g.addNet("mode=user")
 }
 
 // findKernel looks for a kernel where kvmtool does.
