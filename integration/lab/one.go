@@ -13,7 +13,7 @@ import (
 // RunOne runs one program in a lab of its own, on this program's standard files,
 // and returns its exit status. An argument @FILE is a file of this machine: it is
 // copied into the lab and the program gets its path there. "@FILE,rest" keeps
-// the rest. start gets the files too.
+// the rest. A gvmm takes the gvmm-net beside it along. start gets the files too.
 func RunOne(argv []string, start func(ctx context.Context, files []string) (*Machine, error)) (int, error) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -37,6 +37,11 @@ func RunOne(argv []string, start func(ctx context.Context, files []string) (*Mac
 			}
 			if more {
 				argv[i] += "," + rest
+			}
+			if _, err := os.Stat(file + "-net"); err == nil { // gvmm's user network, beside it
+				if _, err := l.Put(file + "-net"); err != nil {
+					return 0, err
+				}
 			}
 		}
 	}

@@ -1,8 +1,8 @@
 // Arm64lab runs one program in the arm64 lab and ends with its status:
 //
-//	GOARCH=arm64 CGO_ENABLED=0 go build -o bin/gvmm-arm64 ./cmd/gvmm
-//	go run ./integration/lab/arm64lab @bin/gvmm-arm64 run @unikernel
-//	go run ./integration/lab/arm64lab -gic 2 @bin/gvmm-arm64 probe
+//	GOARCH=arm64 CGO_ENABLED=0 go build -o bin/arm64/ ./cmd/gvmm ./cmd/gvmm-net
+//	go run ./integration/lab/arm64lab @bin/arm64/gvmm run @unikernel
+//	go run ./integration/lab/arm64lab -gic 2 @bin/arm64/gvmm probe
 //
 // An argument @FILE is a file of this machine: it is copied into the lab and
 // the program gets its path there. "@FILE,rest" keeps the rest. The lab has a
