@@ -149,8 +149,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 		status, err = s.serve(opts, has)
 	}
 	if err != nil {
-		s.log.log(errorLevel, "%v", err)
 		fmt.Fprintf(stderr, "Error: %v\n", err)
+		if s.log.out != stderr {
+			s.log.log(errorLevel, "%v", err)
+		}
 	}
 	s.log.log(infoLevel, "Firecracker exiting. exit_code=%d", status)
 	return status

@@ -427,6 +427,7 @@ func TestCommandLine(t *testing.T) {
 		{"--no-api", 153, "'config-file' required"}, {"--no-seccomp --seccomp-filter x", 153, "cannot be used together"}, {"--http-api-max-payload-size x", 153, "max-payload"},
 		{"--level loud", 152, "loud"}, {"--metadata x", 1, "MMDS"}, {"--snapshot-version", 1, "snapshots"}, {"--log-path /nowhere/x", 1, "no such file"},
 		{"--metrics-path /nowhere/x", 1, "no such file"}, {"--api-sock " + file, 1, "already used"}, {"--no-api --config-file /nowhere", 1, "no such file"},
+		{"--api-sock " + dir + "/" + strings.Repeat("x", 100), 1, "107 bytes"}, {"--api-sock /nowhere/x", 1, "no such file"},
 		{"--no-api --config-file " + file, 1, "missing field `boot-source`"},
 		{"--version --nonsense", 0, "Firecracker v"}, {"--nonsense --help", 0, "--api-sock <api-sock>"}, {"-h", 0, "--id"},
 	} {
@@ -533,4 +534,27 @@ func TestServe(t *testing.T) {
 	if vms, stale, err := control.List(dir); len(vms)+len(stale) > 0 || err != nil {
 		t.Errorf("left: %v, %v, %v", vms, stale, err)
 	}
+}
+
+// FuzzDecode: whatever is accepted has what it must have, and survives being
+// made into flags.
+func FuzzDecode(f *testing.F) {
+	f.Add([]byte(`{"drive_id": "a", "is_root_device": true, "rate_limiter": {"ops": null}}`))
+	f.Add([]byte(`{"drive_id": null}`))
+	f.Add([]byte(`[{}]`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		var d drive
+		if decode(body, &d, "drive_id", "is_root_device") != nil {
+			return
+		}
+		var m map[string]any
+		if err := json.Unmarshal(body, &m); err != nil || m["drive_id"] != d.ID || m["is_root_device"] != d.Root {
+			t.Errorf("%q became %+v: %v", body, d, err)
+		}
+		d.Limiter.limits()
+		r := resources{Boot: &bootSource{Kernel: "k", Args: &d.ID}, Drives: []drive{d}}
+		if line := r.params(); !strings.Contains(line, "root=") && d.Root {
+			t.Errorf("%q: no root in %q", body, line)
+		}
+	})
 }
