@@ -52,6 +52,15 @@ func ParsePolicy(data []byte) (Policy, error) {
 	if len(data) > maxPolicy {
 		return p, fmt.Errorf("%d bytes: a policy has at most %d", len(data), maxPolicy)
 	}
+	for d := json.NewDecoder(bytes.NewReader(data)); ; {
+		t, err := d.Token()
+		if err != nil {
+			break // the decoding below says it
+		}
+		if t == nil {
+			return p, errors.New("null asks for nothing: leave it out, or say what is accepted")
+		}
+	}
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&p); err != nil {
@@ -98,6 +107,9 @@ func (p *Policy) Check() error {
 	padded("rpv", p.RPV)
 	sizes("rim", p.RIM, 32, 48, 64)
 	sizes("rem", p.REM, 0, 32, 48, 64)
+	if len(p.REM) > 0 && !slices.ContainsFunc(p.REM, func(h Hex) bool { return len(h) > 0 }) {
+		wrong("rem: asks for no register: leave it out, or say what one has")
+	}
 	if len(p.REM) > 4 {
 		wrong("rem: %d registers, a realm has 4", len(p.REM))
 	}

@@ -290,6 +290,7 @@ func TestPolicy(t *testing.T) {
 		"unknown field": `{"rims":` + rim + `}`, "more than one": `{} {}`, "not hex": `{"rim":"xy"}`, "rim: 1 bytes": `{"rim":"00"}`,
 		"rim: an empty list": `{"rim":[]}`, "neither": `{"software_components":[{"type":"x"}]}`, "software_components: an empty": `{"software_components":[]}`,
 		"5 registers": `{"rem":["","","","",""]}`, "none of unknown": `{"lifecycle":["debug"]}`, "challenge: 0": `{"challenge":""}`,
+		"no register": `{"rem":["",""]}`, "null": `null`, "null asks": `{"rim":null}`, "null asks for": `{"rem":["",null]}`, "null asks for nothing:": `{"software_components":[{"signer":null}]}`,
 		"profile: an empty": `{"profile":[]}`, "rpv: 65": `{"rpv":"` + strings.Repeat("00", 65) + `"}`,
 	} {
 		if _, err := ParsePolicy([]byte(text)); err == nil || !strings.Contains(err.Error(), say) {
