@@ -39,21 +39,18 @@ func (g *guest) options() []option {
 		call('m', "mem", "size[BKMGTP][@addr]", "Memory, in MiB unless there is a unit", g.setMemory),
 		call('d', "disk", "image or rootfs_dir", "A disk image[,ro][,direct][,format=qcow2], or a directory for the root file system", g.addDisk),
 		flag(0, "balloon", "Give the guest a virtio balloon", &c.Balloon),
-		flag(0, "vnc", "Not offered", &g.vnc),
-		flag(0, "gtk", "Not offered", &g.gtk),
-		flag(0, "sdl", "Not offered", &g.sdl),
+		refused(0, "vnc", "", noScreen),
+		refused(0, "gtk", "", noScreen),
+		refused(0, "sdl", "", noScreen),
 		flag(0, "rng", "Give the guest virtio random numbers", &g.rng),
 		flag(0, "nodefaults", "No root file system, network or kernel parameters but those that are asked for", &g.nodefaults),
 		call(0, "9p", "dir_to_share,tag_name", "Share a directory with the guest by 9p", g.add9P),
 		text(0, "console", "serial, virtio or hv", "The guest's console", &g.console),
 		number(0, "vsock", "Give the guest virtio sockets and this CID", &g.vsock),
 		text(0, "dev", "device_file", "KVM's device, /dev/kvm", &g.dev),
-		call(0, "tty", "tty id", "Not offered: the console is standard input and output", func(string) error {
-			g.say(levelWarning, "--tty: further serial ports lead nowhere")
-			return nil
-		}),
+		g.ignored("tty", "tty id", "further serial ports lead nowhere"),
 		text(0, "sandbox", "script", "Run this script of the host's in a root file system of lkvm setup", &g.script),
-		text(0, "hugetlbfs", "path", "Not offered: memory comes from ordinary pages", &g.hugetlbfs),
+		g.ignored("hugetlbfs", "path", "memory comes from ordinary pages"),
 		call(0, "virtio-legacy", "", "Legacy virtio, which guests may always choose on PCI", toPCI),
 		call(0, "virtio-transport", "[pci|pci-legacy|mmio|mmio-legacy]", "What virtio devices lie behind (mmio: arm64)", func(s string) error {
 			if !slices.Contains([]string{"pci", "pci-legacy", "mmio", "mmio-legacy"}, s) {
@@ -76,31 +73,31 @@ func (g *guest) options() []option {
 		text('i', "initrd", "initrd", "Initial RAM disk", &c.Initrd),
 		text('p', "params", "params", "Kernel parameters", &c.Params),
 		text('f', "firmware", "firmware", "Firmware to boot (x86: OVMF; arm64: EDK2 for kvmtool)", &c.Firmware),
-		text('F', "flash", "flash", "Not offered", &g.flash),
+		refused('F', "flash", "flash", "there is no flash memory here; OVMF keeps its variables elsewhere: leave it out"),
 
 		title("Networking options:"),
 		network,
 		flag(0, "no-dhcp", "Have the kernel not ask for an address on a root file system of lkvm setup", &g.noDHCP),
 
 		title("VFIO options:"),
-		call(0, "vfio-pci", "[domain:]bus:dev.fn", "Not offered", func(string) error { return errors.New("--vfio-pci: devices of the host are not given to guests") }),
+		refused(0, "vfio-pci", "[domain:]bus:dev.fn", "devices of the host are not given to guests"),
 
 		title("Debug options:"),
 		call(0, "debug", "", "The same as --loglevel=debug", func(string) error { g.level = levelDebug; return nil }),
-		flag(0, "debug-single-step", "Not offered: see gvmm run --cet-audit", &g.singleStep),
-		flag(0, "debug-ioport", "Not offered", &g.ioDebug),
-		flag(0, "debug-mmio", "Not offered", &g.mmioDebug),
-		number(0, "debug-iodelay", "Not offered", &g.ioDelay),
+		g.ignored("debug-single-step", "", "see gvmm run --cet-audit"),
+		g.ignored("debug-ioport", "", "accesses are not traced"),
+		g.ignored("debug-mmio", "", "accesses are not traced"),
+		g.ignored("debug-iodelay", "n", "I/O is not delayed"),
 
 		title("Options of x86 guests:"),
-		number(0, "vidmode", "Not offered: there is no screen", &g.vidmode),
+		g.ignored("vidmode", "n", "there is no screen"),
 
 		title("Options of arm64 guests:"),
-		flag(0, "aarch32", "Not offered", &g.aarch32),
-		flag(0, "nested", "Not offered", &g.nested),
-		flag(0, "e2h0", "Not offered", &g.e2h0),
+		refused(0, "aarch32", "", "guests here start in AArch64 state"),
+		refused(0, "nested", "", "guests here have no EL2"),
+		refused(0, "e2h0", "", "guests here have no EL2"),
 		flag(0, "pmu", "Give the vCPUs performance monitors", &c.ARM64.PMU),
-		flag(0, "disable-mte", "No memory tagging; guests never have it", &g.noMTE),
+		flag(0, "disable-mte", "No memory tagging; guests never have it", new(bool)),
 		text(0, "vcpu-affinity", "cpulist", "The host's processors to run on", &g.affinity),
 		number(0, "kaslr-seed", "Seed of the guest kernel's place", &c.ARM64.KASLRSeed),
 		flag(0, "no-pvtime", "No stolen time", &c.ARM64.NoPVTime),
@@ -109,7 +106,7 @@ func (g *guest) options() []option {
 		number(0, "sve-vl", "The same", &g.sveVL),
 		text(0, "dump-dtb", ".dtb file", "Write the guest's device tree to a file", &c.DumpDTB),
 		text(0, "dtb", ".dtb file", "Give the guest this device tree", &g.dtb),
-		number(0, "override-bad-firmware-cntfrq", "Not offered", &g.cntfrq),
+		refused(0, "override-bad-firmware-cntfrq", "n", "the host's firmware sets the timer's frequency"),
 		call(0, "force-pci", "", "The same as --virtio-transport pci", toPCI),
 		call(0, "irqchip", "[gicv2|gicv3|gicv3-its]", "Interrupt controller", func(s string) error {
 			if s == "gicv2m" {
@@ -120,17 +117,33 @@ func (g *guest) options() []option {
 			}
 			return nil
 		}),
-		number(0, "firmware-address", "Not offered", &g.firmwareAt),
+		refused(0, "firmware-address", "n", "firmware lies at the start of RAM"),
 
 		title("Options of confidential guests:"),
 		flag(0, "realm", "Launch as an Arm CCA realm", &g.isRealm),
 		text(0, "measurement-algo", "sha256, sha512", "Realm: measurement algorithm", &g.algorithm),
 		text(0, "realm-pv", "text", "Realm: personalization value", &g.personal),
 		counters,
-		flag(0, "restricted_mem", "Private memory; a realm always has it", &g.restricted),
-		flag(0, "measurement-log", "Not offered: see gvmm measure cca --explain", &g.measureLog),
-		flag(0, "pkvm", "Not offered", &g.pkvm),
+		flag(0, "restricted_mem", "Private memory; a realm always has it", new(bool)),
+		g.ignored("measurement-log", "", "see gvmm measure cca --explain"),
+		refused(0, "pkvm", "", "protected VMs of pKVM are not offered; --realm is"),
 	}
+}
+
+const noScreen = "there is no framebuffer here; use a serial console"
+
+// refused is an option that a guest cannot be given.
+func refused(short byte, long, arg, why string) option {
+	return option{short: short, long: long, arg: arg, help: "Not offered: " + why, unset: func() {},
+		set: func(string) error { return fmt.Errorf("--%s: not offered: %s", long, why) }}
+}
+
+// ignored is an option without which the guest runs as well.
+func (g *guest) ignored(long, arg, why string) option {
+	return option{long: long, arg: arg, help: "Without effect: " + why, unset: func() {}, set: func(string) error {
+		g.say(levelWarning, "--%s has no effect: %s", long, why)
+		return nil
+	}}
 }
 
 // size reads a number of bytes, of MiB without a unit, off s.

@@ -46,13 +46,12 @@ type guest struct {
 	command  []string // or this
 	taps     []tap
 
-	console, dev, flash, affinity, dtb, algorithm, personal, hugetlbfs string
+	console, dev, affinity, dtb, algorithm, personal string
 
-	cpus, vidmode, pmuCounters, ioDelay int
-	vsock, cntfrq, firmwareAt, sveVL    uint64
+	cpus, pmuCounters int
+	vsock, sveVL      uint64
 
-	nodefaults, noDHCP, noNet, isRealm, rng, noMTE, restricted, counters                   bool
-	vnc, gtk, sdl, singleStep, ioDebug, mmioDebug, aarch32, nested, e2h0, pkvm, measureLog bool
+	nodefaults, noDHCP, noNet, isRealm, rng, counters bool
 }
 
 func runOptions(sandbox bool) func(*tool) ([]option, func([]string) (int, error)) {
@@ -112,43 +111,20 @@ func (g *guest) check() error {
 	switch c := &g.cfg; {
 	case c.Image != "" && c.Firmware != "":
 		return fatalf("Only one of --kernel or --firmware can be specified")
-	case g.vnc || g.gtk || g.sdl:
-		return errors.New("--vnc, --gtk and --sdl: there is no framebuffer here; use a serial console")
-	case g.flash != "":
-		return errors.New("--flash: there is no flash memory here; OVMF keeps its variables elsewhere: leave it out")
-	case g.aarch32:
-		return errors.New("--aarch32: guests here start in AArch64 state")
-	case g.nested || g.e2h0:
-		return errors.New("--nested, --e2h0: guests here have no EL2")
-	case g.pkvm:
-		return errors.New("--pkvm: protected VMs of pKVM are not offered; --realm is")
-	case g.firmwareAt != 0 || g.cntfrq != 0:
-		return errors.New("--firmware-address, --override-bad-firmware-cntfrq: not offered")
 	case g.dev != "" && g.dev != "/dev/kvm":
 		return fmt.Errorf("--dev %s: KVM is taken from /dev/kvm", g.dev)
 	case !g.isRealm && (g.algorithm != "" || g.personal != "" || g.counters):
 		return errors.New("--measurement-algo, --realm-pv and --pmu-counters are valid only with --realm")
 	}
-	for _, ignored := range []struct {
-		given bool
-		what  string
-	}{
-		{g.hugetlbfs != "", "--hugetlbfs: memory comes from ordinary pages"},
-		{g.singleStep, "--debug-single-step: use gvmm run --cet-audit to see a guest step by step"},
-		{g.ioDebug || g.mmioDebug, "--debug-ioport, --debug-mmio: accesses are not traced"},
-		{g.ioDelay != 0, "--debug-iodelay: I/O is not delayed"},
-		{g.vidmode != 0, "--vidmode: there is no screen"},
-		{g.measureLog, "--measurement-log: use gvmm measure cca --explain"},
-		{g.sveVL != 0 && !g.isRealm, "--sve-vl, --sve-max-vl: outside realms guests have the host's vector lengths"},
-		{g.cfg.Firmware != "" && g.cfg.Initrd != "", "Ignoring initrd file when loading a firmware image"},
-		{g.script != "" && g.root != "" && g.rootName == "", "--sandbox: only a root file system of lkvm setup has a sandbox"},
-	} {
-		if ignored.given {
-			g.say(levelWarning, "%s", ignored.what)
-		}
+	if g.sveVL != 0 && !g.isRealm {
+		g.say(levelWarning, "--sve-vl, --sve-max-vl: outside realms guests have the host's vector lengths")
 	}
-	if g.cfg.Firmware != "" {
+	if g.cfg.Firmware != "" && g.cfg.Initrd != "" {
+		g.say(levelWarning, "Ignoring initrd file when loading a firmware image")
 		g.cfg.Initrd = ""
+	}
+	if g.script != "" && g.root != "" && g.rootName == "" {
+		g.say(levelWarning, "--sandbox: only a root file system of lkvm setup has a sandbox")
 	}
 	return nil
 }
