@@ -17,11 +17,13 @@ type Options struct {
 	CPUs    int    // 0: 1
 	Machine Machine
 
-	Name   string   // word 0 of the command lines that have one, the image's base name; "": Params begin with it
+	Name   string   // word 0 of the command lines that have one; the image's base name
 	Params string   // kernel parameters, kept byte for byte
 	Auto   []string // Unikraft library parameters added unless Params sets them, "lib.name=value"
 	Args   []string // the application's arguments
 	Raw    bool     // Params are a Linux guest's whole command line
+
+	Unnamed bool // Params begin with word 0 themselves
 
 	Initrd Blob // nil: none
 	Kernel Blob // what firmware is to boot ([OpenFirmware]); nil: what it finds

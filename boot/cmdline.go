@@ -22,6 +22,9 @@ func (img *Image) cmdline(o Options) (string, error) {
 			return "", fmt.Errorf("%q: a NUL byte would end it", s)
 		}
 	}
+	if o.Unnamed {
+		o.Name = ""
+	}
 	limit := cmdlineRoom - 1
 	var line string
 	var err error

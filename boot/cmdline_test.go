@@ -107,7 +107,7 @@ func TestUnikraftUnnamed(t *testing.T) {
 		{`my\ app a.b=[ "x -- y" ] -- z`, 1, `my\ app a.b=[ "x -- y" ] ` + dev0 + " -- z"},
 	} {
 		img := &Image{Unikraft: true, LibParams: true}
-		if got, err := img.cmdline(Options{Params: c.params, MMIO: slots(c.mmio)}); err != nil || got != c.want {
+		if got, err := img.cmdline(Options{Name: "kernel", Unnamed: true, Params: c.params, MMIO: slots(c.mmio)}); err != nil || got != c.want {
 			t.Errorf("%s: %v\n got %s\nwant %s", c.params, err, got, c.want)
 		}
 	}

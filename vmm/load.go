@@ -107,10 +107,7 @@ func loadPlan(cfg *Config) (*loaded, error) {
 func (l *loaded) load(cfg *Config) error {
 	opts := boot.Options{
 		CPUs: cfg.CPUs, Machine: cfg.Machine, Params: cfg.Params, Args: cfg.Args, Raw: cfg.Raw,
-		Name: filepath.Base(cfg.Image),
-	}
-	if cfg.Unnamed {
-		opts.Name = ""
+		Name: filepath.Base(cfg.Image), Unnamed: cfg.Unnamed,
 	}
 	if err := l.openImage(cfg, &opts); err != nil {
 		return err
