@@ -83,6 +83,8 @@ func TestLKVM(t *testing.T) {
 		l.ends(t, vm, 139, "guest crashed")
 		vm = lab.Start(t, l, []string{l.gvmm, "lkvm", "run", "--nodefaults", first, "--loglevel", "error"}, lab.WithEnv("HOME="+l.home))
 		l.ends(t, vm, 0, "")
+		vm2 := lab.Start(t, l, []string{l.gvmm, "lkvm", "run", "--nodefaults", first, "--loglevel", "warning"}, lab.WithEnv("HOME=/proc/1"))
+		l.ends(t, vm2, 0, "does not see this machine") // no place for a socket
 		l.says(t, 0, "net: 02:15:15:15:15:15, offered 192.168.33.15 by 192.168.33.1", "", "run", l.guest(t, "demo.linux"), "--nodefaults", "-m", "64", "-c1", "-n", "mode=user")
 		if got := vm.Console().String(); got != "!" {
 			t.Errorf("an unadorned run prints %q", got)

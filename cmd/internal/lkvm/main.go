@@ -1,6 +1,7 @@
 package lkvm
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -93,11 +94,7 @@ func Main(args []string, stdout, stderr io.Writer, kernel kvm.Kernel) int {
 }
 
 func (t *tool) main(args []string) (int, error) {
-	home, err := os.UserHomeDir()
-	if err != nil {
-		return 0, fmt.Errorf("no place for sockets and root file systems: %w", err)
-	}
-	t.dir = filepath.Join(home, ".lkvm")
+	t.dir = filepath.Join(cmp.Or(os.Getenv("HOME"), "/"), ".lkvm")
 	_ = os.Mkdir(t.dir, 0o700) // what needs it says so
 	if len(args) == 0 {
 		args = []string{"help"}

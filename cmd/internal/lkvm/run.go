@@ -51,7 +51,7 @@ type guest struct {
 	cpus, pmuCounters int
 	vsock, sveVL      uint64
 
-	nodefaults, noDHCP, noNet, isRealm, rng, counters bool
+	nodefaults, noDHCP, noNet, isRealm, rng, counters, named bool
 }
 
 func runOptions(sandbox bool) func(*tool) ([]option, func([]string) (int, error)) {
@@ -149,7 +149,7 @@ func (g *guest) defaults() error {
 	} else if c.Memory > ram {
 		g.say(levelWarning, "Guest memory size %dMB exceeds host physical RAM size %dMB", c.Memory>>20, ram>>20)
 	}
-	if c.Name == "" {
+	if g.named = c.Name != ""; !g.named {
 		c.Name = cmp.Or(g.rootName, fmt.Sprintf("guest-%d", os.Getpid()))
 	}
 	if !g.nodefaults && g.root == "" && len(c.Disks) == 0 && c.Initrd == "" {
@@ -325,7 +325,12 @@ func (g *guest) carry() (int, error) {
 	}
 	outcome, signalled, err := cli.Carry(&g.cfg, 0, func(m *vmm.VM) error {
 		g.reap(g.cfg.Name)
-		return m.Serve(g.dir)
+		err := m.Serve(g.dir)
+		if err != nil && !g.named {
+			g.say(levelWarning, "lkvm list does not see this machine: %v", err)
+			return nil
+		}
+		return err
 	})
 	if err != nil {
 		return 0, err
