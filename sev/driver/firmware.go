@@ -40,7 +40,7 @@ var causes = [...]string{
 	0x20: "enable SNP in the BIOS and load kvm_amd anew",
 	0x23: "unload kvm_amd and ccp and load them anew",
 	0x26: "the BIOS must reserve memory for an RMP of all memory",
-	0x27: "no such key: load a VLEK, or do without vcek-disabled",
+	0x27: "no such key: load a VLEK, do without vcek-disabled, or make the ID authentication page anew",
 }
 
 // firmwareError names a status code and its likely cause.
