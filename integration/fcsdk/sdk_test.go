@@ -213,7 +213,7 @@ func TestSDKWatch(t *testing.T) {
 func TestKraft(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	v := newVM(ctx, t, "demo.linux", firecracker.Config{})
+	v := newVM(ctx, t, "demo.multiboot", firecracker.Config{})
 	out, err := os.Create(filepath.Join(v.dir, "machine.log"))
 	if err != nil {
 		t.Fatal(err)
@@ -232,8 +232,8 @@ func TestKraft(t *testing.T) {
 	if _, err := c.PutMachineConfiguration(ctx, &models.MachineConfiguration{VcpuCount: firecracker.Int64(1), MemSizeMib: firecracker.Int64(64)}); err != nil {
 		t.Fatal(err)
 	}
-	kernel := filepath.Join(programs.guests, "demo.linux")
-	if _, err := c.PutGuestBootSource(ctx, &models.BootSource{KernelImagePath: &kernel, BootArgs: `demo.linux vfs.fstab=[ "initrd0:/:extract::ramfs=1:" ] -- hello world`}); err != nil {
+	kernel := filepath.Join(programs.guests, "demo.multiboot")
+	if _, err := c.PutGuestBootSource(ctx, &models.BootSource{KernelImagePath: &kernel, BootArgs: `app vfs.fstab=[ "initrd0:/:extract::ramfs=1:" ] -- hello world `}); err != nil {
 		t.Fatal(err)
 	}
 	if info, err := c.GetInstanceInfo(ctx); err != nil || *info.Payload.State != models.InstanceInfoStateNotStarted {
@@ -247,7 +247,7 @@ func TestKraft(t *testing.T) {
 		t.Error(err)
 	}
 	b, err := os.ReadFile(out.Name())
-	if err != nil || !strings.Contains(string(b), `demo.linux vfs.fstab=[ "initrd0:/:extract::ramfs=1:" ] -- hello world`) || !strings.Contains(string(b), "Good night.") {
+	if err != nil || !strings.Contains(string(b), `command line: app vfs.fstab=[ "initrd0:/:extract::ramfs=1:" ] -- hello world`) || !strings.Contains(string(b), "Good night.") {
 		t.Errorf("machine.log: %v\n%s", err, b)
 	}
 }
