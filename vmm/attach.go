@@ -85,6 +85,9 @@ func (m *VM) attach(dev virtio.Device) error {
 	return nil
 }
 
+// autoQueues is the most queues that a disk gets without being asked.
+const autoQueues = 4
+
 func (m *VM) attachDisk(d Disk) error {
 	format, err := d.format()
 	if err != nil {
@@ -109,7 +112,11 @@ func (m *VM) attachDisk(d Disk) error {
 		}
 		disk = raw
 	}
-	blk, err := virtio.NewBlk(disk, d.Serial)
+	queues := d.Queues
+	if queues == 0 {
+		queues = min(m.cfg.CPUs, autoQueues)
+	}
+	blk, err := virtio.NewBlk(disk, d.Serial, queues)
 	if err != nil {
 		return err
 	}

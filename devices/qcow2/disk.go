@@ -165,7 +165,13 @@ func (m *Image) decode(e uint64) (extent, error) {
 }
 
 // ReadVec implements [virtio.Disk].
-func (m *Image) ReadVec(b virtio.Buffers, off int64) (err error) {
+func (m *Image) ReadVec(b virtio.Buffers, off int64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.readVec(b, off)
+}
+
+func (m *Image) readVec(b virtio.Buffers, off int64) (err error) {
 	defer m.guard(&err)()
 	for at, n := 0, b.Len(); at < n && err == nil; {
 		var x extent
@@ -222,7 +228,13 @@ func zeroFill(b virtio.Buffers) {
 }
 
 // WriteVec implements [virtio.Disk].
-func (m *Image) WriteVec(b virtio.Buffers, off int64) (err error) {
+func (m *Image) WriteVec(b virtio.Buffers, off int64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.writeVec(b, off)
+}
+
+func (m *Image) writeVec(b virtio.Buffers, off int64) (err error) {
 	defer m.guard(&err)()
 	for at, n := 0, b.Len(); at < n && err == nil; {
 		var x extent
@@ -279,7 +291,7 @@ func (m *Image) writeNew(b virtio.Buffers, at int, pos uint64, x extent) (uint64
 		if n = min(n, m.size-min(m.size, pos)); !keeps || n == 0 {
 			return nil
 		}
-		return m.ReadVec(virtio.Buffers{old[:n]}, int64(pos))
+		return m.readVec(virtio.Buffers{old[:n]}, int64(pos))
 	}
 	if err := edge(pos-in, in); err != nil {
 		return 0, err
@@ -321,10 +333,16 @@ func (m *Image) clustersOf(x extent, in, n uint64) (off, count uint64) {
 
 // Discard forgets [off, off+n): it reads as zero afterwards, except in parts of
 // clusters.
-func (m *Image) Discard(off, n uint64) error { return m.zeroClusters(off, n) }
+func (m *Image) Discard(off, n uint64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.zeroClusters(off, n)
+}
 
 // WriteZeroes has [off, off+n) read as zero.
 func (m *Image) WriteZeroes(off, n uint64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	mask := m.cluster() - 1
 	first, last := (off+mask)&^mask, (off+n)&^mask
 	if off+n == m.size {
@@ -346,7 +364,7 @@ func (m *Image) writeZeroBytes(off, n uint64) error {
 	if n == 0 {
 		return nil
 	}
-	return m.WriteVec(virtio.Buffers{make([]byte, n)}, int64(off))
+	return m.writeVec(virtio.Buffers{make([]byte, n)}, int64(off))
 }
 
 // zeroClusters has the whole clusters of [off, off+n) read as zero and gives

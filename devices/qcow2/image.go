@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -52,6 +53,7 @@ type Image struct {
 	used     uint64 // bytes; what is behind reads as zero
 	free     uint64 // no cluster before this one is free
 
+	mu      sync.Mutex        // serializes reads and writes: the methods of [virtio.Disk] take it
 	windows map[uint64][]byte // the mapping, by window
 	part    virtio.Buffers
 	refsOf  []reference // scratch

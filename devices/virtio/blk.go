@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // Features, requests and answers of the block device (virtio 1.3 5.2.3, 5.2.6).
@@ -12,6 +13,7 @@ const (
 	blkReadOnly    = 1 << 5
 	blkBlockSize   = 1 << 6
 	blkFlush       = 1 << 9
+	blkMultiQueue  = 1 << 12
 	blkDiscard     = 1 << 13
 	blkWriteZeroes = 1 << 14
 
@@ -38,8 +40,12 @@ const (
 // maxTransfer bounds one request's data, so that a pause never waits long.
 const maxTransfer = 128 << 20
 
-// Disk is the back end of a block device. Its methods are called by one
-// goroutine at a time. Offsets and lengths are bytes, whole sectors of 512, and
+// MaxBlkQueues is the most queues of a block device.
+const MaxBlkQueues = 16
+
+// Disk is the back end of a block device. Several goroutines call its methods at
+// the same time; what happens to bytes that two of them touch is the guest's
+// business. Offsets and lengths are bytes, whole sectors of 512, and
 // inside the disk.
 type Disk interface {
 	// Size is the capacity in bytes, a multiple of 512.
@@ -54,30 +60,41 @@ type Disk interface {
 	// anything. WriteZeroes has them read as zero.
 	Discard(off, n uint64) error
 	WriteZeroes(off, n uint64) error
-	// Flush returns once everything written is on stable storage.
+	// Flush returns once everything whose write returned before is on stable storage.
 	Flush() error
 }
 
-// Blk is a virtio block device (virtio 1.3 5.2) with one queue.
+// Blk is a virtio block device (virtio 1.3 5.2).
 type Blk struct {
 	base
 	disk   Disk
 	serial [blkSerialBytes]byte
-	chain  Chain
-	data   Buffers
+	lanes  []blkLane // one a queue
 }
 
-// NewBlk makes a block device of disk. The serial number has at most 20 bytes.
-// The caller closes the disk after the device.
-func NewBlk(disk Disk, serial string) (*Blk, error) {
+type blkLane struct {
+	chain Chain
+	data  Buffers
+}
+
+// NewBlk makes a block device of disk with 1 to [MaxBlkQueues] queues. The serial
+// number has at most 20 bytes. The caller closes the disk after the device.
+func NewBlk(disk Disk, serial string, queues int) (*Blk, error) {
 	if len(serial) > blkSerialBytes {
 		return nil, fmt.Errorf("virtio-blk: serial number %q: longer than %d bytes", serial, blkSerialBytes)
+	}
+	if queues < 1 || queues > MaxBlkQueues {
+		return nil, fmt.Errorf("virtio-blk: %d queues: give 1 to %d", queues, MaxBlkQueues)
 	}
 	config := make([]byte, 60) // up to write_zeroes_may_unmap
 	binary.LittleEndian.PutUint64(config[0:], disk.Size()/sector)
 	binary.LittleEndian.PutUint32(config[12:], blkQueueSize-2) // seg_max: header and status take two
 	binary.LittleEndian.PutUint32(config[20:], disk.BlockSize())
 	features := uint64(blkSegMax | blkBlockSize | blkFlush)
+	if queues > 1 {
+		features |= blkMultiQueue
+		binary.LittleEndian.PutUint16(config[34:], uint16(queues))
+	}
 	if disk.ReadOnly() {
 		features |= blkReadOnly
 	} else {
@@ -87,23 +104,25 @@ func NewBlk(disk Disk, serial string) (*Blk, error) {
 		}
 		config[56] = 1 // zeroed blocks may give back their storage
 	}
-	b := &Blk{disk: disk, base: base{name: "virtio-blk", id: 2, features: features, queues: []uint16{blkQueueSize}, config: config}}
+	b := &Blk{disk: disk, lanes: make([]blkLane, queues), base: base{name: "virtio-blk", id: 2, features: features,
+		queues: slices.Repeat([]uint16{blkQueueSize}, queues), config: config}}
 	copy(b.serial[:], serial)
 	return b, nil
 }
 
 // Serve implements [Device].
 func (b *Blk) Serve(s *Session, queue int) {
-	q := s.Queues[queue]
-	for q.Pop(&b.chain) {
-		q.Push(&b.chain, b.request(s, q, &b.chain))
+	q, l := s.Queues[queue], &b.lanes[queue]
+	for q.Pop(&l.chain) {
+		q.Push(&l.chain, b.request(s, q, l))
 	}
 }
 
 // request carries out one request and returns the number of bytes written to
 // the guest's buffers. The last writable byte is the status; header and data
 // may be split over descriptors at any place.
-func (b *Blk) request(s *Session, q *Queue, c *Chain) uint32 {
+func (b *Blk) request(s *Session, q *Queue, l *blkLane) uint32 {
+	c := &l.chain
 	room := c.Writable.Len() - 1
 	if room < 0 {
 		return 0 // nowhere to put even the status
@@ -115,16 +134,16 @@ func (b *Blk) request(s *Session, q *Queue, c *Chain) uint32 {
 		switch binary.LittleEndian.Uint32(header[:]) {
 		case blkIn:
 			if off, ok := b.place(position, room); ok {
-				b.data = c.Writable.AppendRange(b.data[:0], 0, room)
-				if b.disk.ReadVec(b.data, off) == nil {
+				l.data = c.Writable.AppendRange(l.data[:0], 0, room)
+				if b.disk.ReadVec(l.data, off) == nil {
 					status, written = blkOK, room
 				}
 			}
 		case blkOut:
 			n := c.Readable.Len() - len(header)
 			if off, ok := b.place(position, n); ok && !b.disk.ReadOnly() {
-				b.data = c.Readable.AppendRange(b.data[:0], len(header), n)
-				err := b.disk.WriteVec(b.data, off)
+				l.data = c.Readable.AppendRange(l.data[:0], len(header), n)
+				err := b.disk.WriteVec(l.data, off)
 				if err == nil && !s.Has(blkFlush) {
 					// A driver that cannot flush expects a write-through disk (5.2.6.2).
 					err = b.disk.Flush()

@@ -39,7 +39,7 @@ func openRaw(t testing.TB, path string, readOnly, direct bool) *Raw {
 }
 
 func newBlk(t testing.TB, disk Disk) *Blk {
-	b, err := NewBlk(disk, "serial-1")
+	b, err := NewBlk(disk, "serial-1", 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -311,7 +311,7 @@ func TestBlkRequests(t *testing.T) {
 		}
 		disk.mu.Unlock()
 	})
-	if _, err := NewBlk(&fakeDisk{cap: 512}, strings.Repeat("x", 21)); err == nil {
+	if _, err := NewBlk(&fakeDisk{cap: 512}, strings.Repeat("x", 21), 1); err == nil {
 		t.Error("a long serial number is cut off in silence")
 	}
 	if f := newBlk(t, &fakeDisk{readOnly: true}).Features(); f&blkReadOnly == 0 {
@@ -394,6 +394,84 @@ func TestRawDirect(t *testing.T) {
 	}
 	if file, err := os.ReadFile(path); err != nil || !bytes.Equal(file, model) {
 		t.Errorf("the file differs (%v)", err)
+	}
+}
+
+// TestBlkQueues has several queues write and read the same disk at the same
+// time, each its own sectors, and flush.
+func TestBlkQueues(t *testing.T) {
+	eachTransport(t, func(t *testing.T, m *fakeMachine, attach func(Device, func(error)) *driver) {
+		const queues, rounds = 3, 64
+		path := newImage(t, queues*rounds*sector)
+		dev, err := NewBlk(openRaw(t, path, false, false), "", queues)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := attach(dev, func(err error) { t.Error(err) })
+		if dev.Features()&blkMultiQueue == 0 || d.config(34, 2) != queues {
+			t.Errorf("features %#x, %d queues", dev.Features(), d.config(34, 2))
+		}
+		var rings [queues]*guestRing
+		for q := range rings {
+			rings[q] = newGuestRing(t, m.mem, uint64(1+q)*ringAt, blkQueueSize)
+		}
+		d.probe(^uint64(0), rings[:]...)
+		want := make([]byte, queues*rounds*sector)
+		for i := range rounds {
+			for q, r := range rings {
+				at := uint64(0x100000 + q*0x10000)
+				data := bytes.Repeat([]byte{byte(i), byte(q)}, sector/2)
+				copy(want[(i*queues+q)*sector:], data)
+				r.put(at, binary.LittleEndian.AppendUint64([]byte{blkOut, 7: 0}, uint64(i*queues+q)))
+				r.put(at+16, data)
+				r.put(at+0x1000, []byte{blkIn, 15: 0})
+				r.put(at+0x1008, r.get(at+8, 8))
+				r.put(at+0x2000, []byte{blkSync, 15: 0})
+				r.add(guestBuffer{at, 16 + sector, false}, guestBuffer{at + 0x3000, 1, true})
+				r.add(guestBuffer{at + 0x1000, 16, false}, guestBuffer{at + 0x1010, sector + 1, true})
+				r.add(guestBuffer{at + 0x2000, 16, false}, guestBuffer{at + 0x3001, 1, true})
+			}
+			for q := range rings {
+				d.kick(q)
+			}
+			for q, r := range rings {
+				for range 3 {
+					m.await(t, "block request", func() bool { _, _, ok := r.take(); d.ack(); return ok })
+				}
+				at := uint64(0x100000 + q*0x10000)
+				if got := r.get(at+0x1010, sector); !bytes.Equal(got, want[(i*queues+q)*sector:][:sector]) || r.get(at+0x3001, 1)[0] != blkOK {
+					t.Fatalf("round %d, queue %d: read % x...", i, q, got[:8])
+				}
+			}
+		}
+		if file, err := os.ReadFile(path); err != nil || !bytes.Equal(file, want) {
+			t.Errorf("the file differs from what was written (%v)", err)
+		}
+		// A driver that knows one queue only.
+		d.reset()
+		c := newBlkClient(t, m, d, ^uint64(blkMultiQueue))
+		if status, n := c.do(blkIn, 5, guestBuffer{dataAt, sector, true}); status != blkOK || n != sector+1 {
+			t.Errorf("one queue of several: status %d, %d bytes", status, n)
+		}
+	})
+	for _, n := range []int{0, MaxBlkQueues + 1} {
+		if _, err := NewBlk(&fakeDisk{cap: 512}, "", n); err == nil {
+			t.Errorf("%d queues are no error", n)
+		}
+	}
+}
+
+// TestRawLost: after a flush that failed none succeeds.
+func TestRawLost(t *testing.T) {
+	d := openRaw(t, newImage(t, 4096), false, false)
+	fd := d.fd
+	d.fd = -1
+	if err := d.Flush(); !errors.Is(err, unix.EBADF) {
+		t.Errorf("flush: %v", err)
+	}
+	d.fd = fd
+	if err := d.Flush(); !errors.Is(err, unix.EBADF) {
+		t.Errorf("flush after one that failed: %v", err)
 	}
 }
 

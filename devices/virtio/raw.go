@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -22,10 +23,22 @@ type Raw struct {
 	block    uint32
 	readOnly bool
 	direct   bool
-	file     iov.File
-	bounce   []byte // mapped when first needed
 	note     string
+	lanes    [rawLanes]lane
+	idle     chan *lane // those that no transfer uses
+
+	flushing sync.Mutex
+	lost     error // why written data may be lost
 }
+
+// lane is what one transfer at a time needs.
+type lane struct {
+	file   iov.File
+	bounce []byte // mapped when first needed
+}
+
+// rawLanes is the number of transfers that run at the same time; more wait.
+const rawLanes = 8
 
 // OpenRaw opens the image at path and locks it: any number of readers, or one
 // writer. With direct, transfers bypass the host's page cache (O_DIRECT).
@@ -47,7 +60,10 @@ func OpenRaw(path string, readOnly, direct bool) (*Raw, error) {
 		}
 		return nil, fmt.Errorf("disk %s: open: %w%s", path, err, hint)
 	}
-	d := &Raw{fd: fd, path: path, block: sector, readOnly: readOnly, direct: direct}
+	d := &Raw{fd: fd, path: path, block: sector, readOnly: readOnly, direct: direct, idle: make(chan *lane, rawLanes)}
+	for i := range d.lanes {
+		d.idle <- &d.lanes[i]
+	}
 	if err := d.open(lock); err != nil {
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("disk %s: %w", path, err)
@@ -103,9 +119,9 @@ func (d *Raw) ReadOnly() bool { return d.readOnly }
 
 // ReadVec implements [Disk].
 func (d *Raw) ReadVec(b Buffers, off int64) error {
-	return d.move(b, off, (*iov.File).ReadAt, func(part Buffers, off int64) error {
-		bounce := Buffers{d.bounce[:part.Len()]}
-		err := d.transfer(bounce, off, (*iov.File).ReadAt)
+	return d.move(b, off, (*iov.File).ReadAt, func(l *lane, part Buffers, off int64) error {
+		bounce := Buffers{l.bounce[:part.Len()]}
+		err := d.transfer(l, bounce, off, (*iov.File).ReadAt)
 		part.CopyFrom(bounce[0], 0)
 		return err
 	})
@@ -113,18 +129,18 @@ func (d *Raw) ReadVec(b Buffers, off int64) error {
 
 // WriteVec implements [Disk].
 func (d *Raw) WriteVec(b Buffers, off int64) error {
-	return d.move(b, off, (*iov.File).WriteAt, func(part Buffers, off int64) error {
-		n := part.CopyTo(d.bounce, 0)
-		return d.transfer(Buffers{d.bounce[:n]}, off, (*iov.File).WriteAt)
+	return d.move(b, off, (*iov.File).WriteAt, func(l *lane, part Buffers, off int64) error {
+		n := part.CopyTo(l.bounce, 0)
+		return d.transfer(l, Buffers{l.bounce[:n]}, off, (*iov.File).WriteAt)
 	})
 }
 
 type vectored func(f *iov.File, fd int, b Buffers, off int64) (int, error)
 
 // transfer calls read or write until all of b is moved.
-func (d *Raw) transfer(b Buffers, off int64, call vectored) error {
+func (d *Raw) transfer(l *lane, b Buffers, off int64, call vectored) error {
 	for left := b.Len(); left > 0; {
-		n, err := call(&d.file, d.fd, b, off)
+		n, err := call(&l.file, d.fd, b, off)
 		if err == nil && n == 0 {
 			err = io.ErrUnexpectedEOF
 		}
@@ -141,13 +157,15 @@ func (d *Raw) transfer(b Buffers, off int64, call vectored) error {
 
 // move transfers b, or where the storage cannot address it, in parts through a
 // buffer with an alignment that suits direct I/O; guests need not align theirs.
-func (d *Raw) move(b Buffers, off int64, call vectored, bounced func(part Buffers, off int64) error) error {
-	err := d.transfer(b, off, call)
+func (d *Raw) move(b Buffers, off int64, call vectored, bounced func(l *lane, part Buffers, off int64) error) error {
+	l := <-d.idle
+	defer func() { d.idle <- l }()
+	err := d.transfer(l, b, off, call)
 	if !d.direct || !errors.Is(err, unix.EINVAL) {
 		return err
 	}
-	if d.bounce == nil {
-		d.bounce, err = unix.Mmap(-1, 0, bounceBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if l.bounce == nil {
+		l.bounce, err = unix.Mmap(-1, 0, bounceBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 		if err != nil {
 			return fmt.Errorf("disk %s: buffer for direct I/O: %w", d.path, err)
 		}
@@ -155,28 +173,36 @@ func (d *Raw) move(b Buffers, off int64, call vectored, bounced func(part Buffer
 	var part Buffers
 	for at, n := 0, b.Len(); at < n; at += bounceBytes {
 		part = b.AppendRange(part[:0], at, bounceBytes)
-		if err := bounced(part, off+int64(at)); err != nil {
+		if err := bounced(l, part, off+int64(at)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// Flush implements [Disk].
+// Flush implements [Disk]. After a failure the page cache may hold as clean what
+// never reached the storage (fsync(2), ERRORS): no later flush succeeds then.
 func (d *Raw) Flush() error {
 	if d.readOnly {
 		return nil
 	}
-	if err := unix.Fdatasync(d.fd); err != nil {
-		return fmt.Errorf("disk %s: fdatasync: %w", d.path, err)
+	d.flushing.Lock()
+	defer d.flushing.Unlock()
+	if d.lost != nil && !d.direct {
+		return d.lost
 	}
-	return nil
+	if d.lost = unix.Fdatasync(d.fd); d.lost != nil {
+		d.lost = fmt.Errorf("disk %s: fdatasync: %w", d.path, d.lost)
+	}
+	return d.lost
 }
 
 // Close releases the image. The device that uses it is closed before.
 func (d *Raw) Close() error {
-	if d.bounce != nil {
-		_ = unix.Munmap(d.bounce)
+	for i := range d.lanes {
+		if b := d.lanes[i].bounce; b != nil {
+			_ = unix.Munmap(b)
+		}
 	}
 	if err := unix.Close(d.fd); err != nil {
 		return fmt.Errorf("disk %s: close: %w", d.path, err)

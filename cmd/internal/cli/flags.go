@@ -31,7 +31,7 @@ func machineFlags(fs *pflag.FlagSet, cfg *vmm.Config) (finish func(args []string
 	fs.IntVarP(&cfg.CPUs, "cpus", "c", 1, "number of `vCPUs`")
 	fs.StringVarP(&cfg.Initrd, "initrd", "i", "", "initial RAM disk `FILE` (Linux initramfs, Unikraft initrd0)")
 	fs.StringVarP(&cfg.Params, "append", "a", "", "kernel `PARAMETERS`, kept byte for byte")
-	fs.VarP(parsed("FILE[,ro][,serial=S][,format=raw|qcow2][,direct]", func(s string) error {
+	fs.VarP(parsed("FILE[,ro][,serial=S][,format=raw|qcow2][,direct][,queues=N]", func(s string) error {
 		d, err := parseDisk(s)
 		cfg.Disks = append(cfg.Disks, d)
 		return err
@@ -253,6 +253,7 @@ func parseDisk(s string) (vmm.Disk, error) {
 	}
 	for _, o := range opts {
 		key, val, _ := strings.Cut(o, "=")
+		var err error
 		switch {
 		case o == "ro":
 			d.ReadOnly = true
@@ -260,12 +261,19 @@ func parseDisk(s string) (vmm.Disk, error) {
 			d.Direct = true
 		case key == "serial":
 			d.Serial = val
+		case key == "queues":
+			if d.Queues, err = strconv.Atoi(val); err != nil || d.Queues < 1 {
+				err = errors.New("give a number from 1 on")
+			}
 		case key == "format" && (val == "raw" || val == "qcow2"):
 			d.Format = val
 		case key == "format":
 			return d, fmt.Errorf("format=%s: raw and qcow2 are known (`qemu-img convert` makes them)", val)
 		default:
-			return d, fmt.Errorf("unknown option %q: give ro, direct, serial=S or format=raw|qcow2", o)
+			return d, fmt.Errorf("unknown option %q: give ro, direct, serial=S, format=raw|qcow2 or queues=N", o)
+		}
+		if err != nil {
+			return d, fmt.Errorf("%s: %w", o, err)
 		}
 	}
 	return d, nil

@@ -23,7 +23,7 @@ func parseFlags(t *testing.T, args ...string) (vmm.Config, error) {
 }
 
 func TestMachineFlags(t *testing.T) {
-	cfg, err := parseFlags(t, "-M", "2G", "-c2", "--initrd=r.cpio", "-a", `a b="c d"`, "-d", "x.img,ro,serial=S1", "-d", "y.img,format=raw,direct",
+	cfg, err := parseFlags(t, "-M", "2G", "-c2", "--initrd=r.cpio", "-a", `a b="c d"`, "-d", "x.img,ro,serial=S1", "-d", "y.img,format=raw,direct,queues=3",
 		"-n", "user,hostfwd=udp::53-:5353", "-p", "8080:80", "-p", "0.0.0.0:2222:22/udp", "-v", "/tmp", "-v", "/usr:sys,ro", "--no-rng", "--balloon", "--vsock", "cid=5,path=v.sock", "image", "--", "-x", "y z")
 	if err != nil {
 		t.Fatal(err)
@@ -31,7 +31,7 @@ func TestMachineFlags(t *testing.T) {
 	localhost := netip.MustParseAddr("127.0.0.1")
 	want := vmm.Config{
 		Image: "image", Initrd: "r.cpio", Memory: 2 << 30, CPUs: 2, Machine: "auto", Params: `a b="c d"`, Args: []string{"-x", "y z"},
-		Disks: []vmm.Disk{{Path: "x.img", ReadOnly: true, Serial: "S1"}, {Path: "y.img", Format: "raw", Direct: true}},
+		Disks: []vmm.Disk{{Path: "x.img", ReadOnly: true, Serial: "S1"}, {Path: "y.img", Format: "raw", Direct: true, Queues: 3}},
 		Nets: []vmm.Net{{User: true, Forwards: []netdev.Forward{
 			{Proto: "udp", HostAddr: localhost, HostPort: 53, GuestPort: 5353},
 			{Proto: "tcp", HostAddr: localhost, HostPort: 8080, GuestPort: 80},
@@ -58,6 +58,7 @@ func TestFlagRefusals(t *testing.T) {
 		{"-M 99999999999999999999 a", "no memory size"},
 		{"--nonsense a", "nonsense"},
 		{"-d x,rw a", "unknown option"},
+		{"-d x,queues=0 a", "queues=0"},
 		{"-d x,format=vmdk a", "qcow2"},
 		{"-d ,ro a", "no file"},
 		{"--vsock 5 a", "cid=N,path=SOCKET"},
