@@ -110,7 +110,7 @@ var arches = []arch{{
 		{"KVM_SET_XCRS", "", "struct kvm_xcrs", ".nr_xcrs = 1, .xcrs = {{.value = 7}}"},
 		{"KVM_SET_DEBUGREGS", "", "struct kvm_debugregs", ".dr6 = 5, .dr7 = 6"},
 		{"KVM_SET_LAPIC", "", "struct kvm_lapic_state", "0"},
-		{"KVM_GET_TSC_KHZ", "", "", ""}, {"KVM_GET_SUPPORTED_CPUID", "", "struct kvm_cpuid2", ".nent = 256"},
+		{"KVM_GET_TSC_KHZ", "", "", ""}, {"KVM_NMI", "", "", ""}, {"KVM_GET_SUPPORTED_CPUID", "", "struct kvm_cpuid2", ".nent = 256"},
 		{"KVM_TRANSLATE", "", "struct kvm_translation", ".linear_address = 0x123456789"},
 		{"KVM_SET_MP_STATE", "", "struct kvm_mp_state", "KVM_MP_STATE_HALTED"},
 		{"KVM_SET_GUEST_DEBUG", "", "struct kvm_guest_debug", "KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP"},

@@ -40,6 +40,7 @@ func archCalls(p *printer, sys *kvm.System, vm *kvm.VM, cpu *kvm.VCPU) {
 	p.do("KVM_GET_LAPIC", func() { _, err = cpu.LAPIC() })
 	p.do("KVM_SET_LAPIC", func() { err = cpu.SetLAPIC(&kvm.LAPIC{}) })
 	p.do("KVM_GET_TSC_KHZ", func() { cpu.TSCKHz() })
+	p.do("KVM_NMI", func() { err = cpu.NMI() })
 	p.do("KVM_TRANSLATE", func() { cpu.Translate(0x123456789) })
 	p.do("KVM_SET_MP_STATE", func() { err = cpu.Halt() })
 	p.do("KVM_SET_GUEST_DEBUG", func() { err = cpu.SingleStep() })
