@@ -94,6 +94,23 @@ func decode(data []byte, v any) error {
 	return dm.Unmarshal(data, v)
 }
 
+// shortest refuses lengths and numbers in more bytes than they need (RFC 8949
+// 4.1): nothing signs how they are written, and no signer writes them so.
+func shortest(data []byte) error {
+	var v any
+	dm, err := decoder(cbor.TagsAllowed)
+	if err == nil {
+		err = dm.Unmarshal(data, &v)
+	}
+	if err != nil {
+		return err
+	}
+	if b, err := cbor.Marshal(v); err != nil || len(b) != len(data) {
+		return errors.New("not CBOR in its shortest form")
+	}
+	return nil
+}
+
 // split takes the two tokens out of their collection.
 func split(token []byte) (kind string, platform, realm []byte, err error) {
 	if len(token) > maxToken {
@@ -106,6 +123,9 @@ func split(token []byte) (kind string, platform, realm []byte, err error) {
 	var tag cbor.RawTag
 	if err := dm.Unmarshal(token, &tag); err != nil {
 		return "", nil, nil, fmt.Errorf("not a tagged CBOR item: %w", err)
+	}
+	if err := shortest(token); err != nil {
+		return "", nil, nil, fmt.Errorf("collection: %w", err)
 	}
 	var members map[uint64]cbor.RawMessage
 	if err := decode(tag.Content, &members); err != nil {
@@ -156,6 +176,9 @@ func open(data []byte, claims any) (*cose.Sign1Message, error) {
 		return nil, err
 	}
 	if err := dm.Wellformed(data); err != nil { // the limits, before cose reads it
+		return nil, err
+	}
+	if err := shortest(data); err != nil {
 		return nil, err
 	}
 	m := cose.NewSign1Message()

@@ -90,6 +90,25 @@ func TestEveryFlippedByteFails(t *testing.T) {
 	}
 }
 
+// What no signature covers is the form that CBOR is written in: only one passes.
+func TestOtherFormsFail(t *testing.T) {
+	token, key := file(t, "tf-rmm.cbor"), keyFile(t, "tf-rmm.pub")
+	platform := bytes.Index(token, []byte{0x59}) // the byte string behind the first key, and the one in it
+	inner := platform + 3 + bytes.Index(token[platform+3:], []byte{0x44})
+	for name, b := range map[string][]byte{
+		"wide tag":       slices.Replace(bytes.Clone(token), 0, 3, 0xda, 0, 0, 1, 0x8f),
+		"wide map":       slices.Replace(bytes.Clone(token), 3, 4, 0xb8, 2),
+		"self-described": append([]byte{0xd9, 0xd9, 0xf7}, token...),
+		"wide string":    slices.Replace(bytes.Clone(token), platform, platform+1, 0x5a, 0, 0),
+		"wide header": slices.Replace(slices.Replace(bytes.Clone(token), inner, inner+1, 0x58, 4),
+			platform+1, platform+3, token[platform+1], token[platform+2]+1),
+	} {
+		if v := Token(b, key, &Policy{}); v.Held() || !strings.Contains(fmt.Sprint(v), "shortest") {
+			t.Errorf("%s: %+v", name, v)
+		}
+	}
+}
+
 // maker makes tokens that verify, after edit has changed the claims.
 type maker struct {
 	platform, realm map[int]any
