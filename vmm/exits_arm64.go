@@ -35,8 +35,13 @@ var dumped = [...][]struct {
 func (c *vcpu) dump() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "vCPU %d", c.ID)
+	if c.vm.realm != nil {
+		b.WriteString(": a realm's registers are its own\n")
+		c.dumpTrail(&b)
+		return b.String()
+	}
 	show := func(name string, id uint64) {
-		if v, err := c.OneReg(id); err == nil && c.vm.realm == nil { // a realm's registers are its own
+		if v, err := c.OneReg(id); err == nil {
 			fmt.Fprintf(&b, "  %-9s %016x", name, v)
 		}
 	}
