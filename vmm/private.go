@@ -69,7 +69,7 @@ func (m *VM) convert(r memory.Range, private bool) error {
 func (c *vcpu) memoryFault(rec *exitRecord) *Outcome {
 	gpa, size, private := c.MemoryFault()
 	rec.addr, rec.write = gpa, private
-	if size == 0 && c.vm.private.fds != nil {
+	if size == 0 && c.vm.cfg.Realm != nil {
 		return nil // a realm's request of which KVM, short of memory, did nothing: it is made again
 	}
 	err := fmt.Errorf("KVM cannot reach the memory behind it")
