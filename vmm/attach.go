@@ -172,9 +172,13 @@ func (m *VM) openNet(n Net, mac [6]byte) (netdev.Backend, error) {
 	case !n.User:
 		return netdev.OpenTap(n.Tap)
 	}
-	program, err := sibling.Find(netdev.UserProgram)
-	if err != nil {
-		return nil, err
+	program := m.cfg.NetProgram
+	if program == nil {
+		path, err := sibling.Find(netdev.UserProgram)
+		if err != nil {
+			return nil, err
+		}
+		program = []string{path}
 	}
 	return netdev.NewUser(program, netdev.UserConfig{MAC: mac, Forwards: n.Forwards, Guest: n.Guest, Gateway: n.Gateway},
 		func(err error) { m.log.Error("network", "err", err) })

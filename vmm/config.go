@@ -57,6 +57,10 @@ type Config struct {
 	Stdout io.Writer // console output, byte for byte; nil: discarded
 	Log    *slog.Logger
 
+	// NetProgram is the program of user networks and its first arguments; nil:
+	// gvmm-net, beside this program or in PATH.
+	NetProgram []string
+
 	Kernel kvm.Kernel // whose KVM it is; nil: the host's
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -35,7 +36,7 @@ type UserConfig struct {
 // It ends with the link, thus with the monitor, however that ends.
 type User struct {
 	*Link
-	program string
+	program []string
 	cfg     UserConfig
 	report  func(error)
 	once    sync.Once
@@ -48,8 +49,8 @@ type User struct {
 }
 
 // NewUser opens the host's side of the forwards and makes the link. program is
-// the path of gvmm-net; report is told of the process's end unless it is by Close.
-func NewUser(program string, cfg UserConfig, report func(error)) (*User, error) {
+// the path of gvmm-net, or of what stands in for it, and its first arguments; report is told of the process's end unless it is by Close.
+func NewUser(program []string, cfg UserConfig, report func(error)) (*User, error) {
 	link, other, err := NewLinks("user network")
 	if err != nil {
 		return nil, err
@@ -80,7 +81,7 @@ func (u *User) start() {
 	defer u.closeFiles() // without a process the link goes down with that
 	arg, err := json.Marshal(u.cfg)
 	if err == nil {
-		u.process, err = os.StartProcess(u.program, []string{UserProgram, string(arg)}, &os.ProcAttr{
+		u.process, err = os.StartProcess(u.program[0], slices.Concat([]string{UserProgram}, u.program[1:], []string{string(arg)}), &os.ProcAttr{
 			Dir:   "/",
 			Files: append([]*os.File{nil, nil, os.Stderr}, u.files...),
 			Sys:   &syscall.SysProcAttr{Setpgid: true}, // the terminal's Ctrl-C is not for it

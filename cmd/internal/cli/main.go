@@ -9,6 +9,7 @@ import (
 	"io"
 	"runtime/debug"
 
+	"github.com/gvmm/gvmm/devices/netdev"
 	"github.com/gvmm/gvmm/vmm"
 	"github.com/gvmm/gvmm/vmm/kvm"
 )
@@ -56,6 +57,11 @@ func Main(args []string, stdout, stderr io.Writer, kernel kvm.Kernel) int {
 		err = measure(rest, stdout)
 	case "verify":
 		err = verify(rest)
+	case netdev.UserProgram: // started by gvmm itself
+		if netProcess != nil {
+			return netProcess(rest)
+		}
+		err = usageError{fmt.Errorf("unknown command %q", cmd)}
 	case "ps":
 		err = list(rest, stdout, stderr)
 	case "stop", "pause", "resume", "stats", "console", "balloon":

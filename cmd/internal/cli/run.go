@@ -15,6 +15,8 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
+	"github.com/gvmm/gvmm/devices/netdev"
+	"github.com/gvmm/gvmm/internal/sibling"
 	"github.com/gvmm/gvmm/vmm"
 	"github.com/gvmm/gvmm/vmm/control"
 	"github.com/gvmm/gvmm/vmm/kvm"
@@ -95,6 +97,7 @@ func Carry(cfg *vmm.Config, timeout time.Duration, ready func(*vmm.VM) error) (o
 	defer term.restore()
 	cfg.Stdin = term
 
+	cfg.NetProgram = NetProgram()
 	m, err := vmm.New(*cfg)
 	if err != nil {
 		return outcome, false, err
@@ -111,6 +114,19 @@ func Carry(cfg *vmm.Config, timeout time.Duration, ready func(*vmm.VM) error) (o
 		}
 	}
 	return outcome, caught.Load(), nil
+}
+
+// NetProgram is the program of the user network and its first arguments: nil for
+// gvmm-net, this program where it is missing and this one can stand in.
+func NetProgram() []string {
+	if _, err := sibling.Find(netdev.UserProgram); err == nil || netProcess == nil {
+		return nil
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil
+	}
+	return []string{self, netdev.UserProgram}
 }
 
 // serveControl has the VM answer `gvmm ps` and the others. Where there is no

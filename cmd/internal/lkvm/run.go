@@ -168,7 +168,7 @@ func (g *guest) defaults() error {
 	if len(c.Nets) > 0 || g.noNet || g.nodefaults {
 		return nil
 	}
-	if _, err := sibling.Find(netdev.UserProgram); err != nil {
+	if _, err := sibling.Find(netdev.UserProgram); err != nil && cli.NetProgram() == nil {
 		g.say(levelWarning, "no network: %v", err) // nobody asked for one
 		return nil
 	}
